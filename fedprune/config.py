@@ -1,0 +1,301 @@
+"""One frozen, strict configuration, read from TOML, `--set` or Flower's flat run-config.
+
+Every key has a default, so an empty file is a valid configuration. A key that is not known, a
+value of the wrong type or out of range, and a contradiction between keys are refused in one
+sentence that names the key, the value, what is allowed and where it was written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from fedprune.errors import ConfigError
+
+Scalar: TypeAlias = str | int | float | bool
+
+Fraction01 = Annotated[float, Field(gt=0, le=1, description="a number in (0, 1]")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
+NonNegative = Annotated[
+    float, Field(ge=0, allow_inf_nan=False, description="a number of at least 0")
+]
+Momentum = Annotated[float, Field(ge=0, lt=1, description="a number in [0, 1)")]
+Count = Annotated[int, Field(ge=0, description="a whole number of at least 0")]
+PositiveCount = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
+Text = Annotated[str, Field(description="a string")]
+Switch = Annotated[bool, Field(description="true or false")]
+
+KEEP_KEYS = ("keep_units", "keep_macs", "keep_params")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataConfig(_Table):
+    """Which rows there are and who holds them."""
+
+    dataset: Text = "digits"
+    root: Text = ""
+    partition: Literal["iid", "dirichlet", "shards", "natural"] = "iid"
+    alpha: Positive = 0.3
+    shards_per_client: PositiveCount = 2
+    clients: PositiveCount = 200
+    groups: Text = "class"
+
+
+class ModelConfig(_Table):
+    """Which network is pruned and where its weights start."""
+
+    name: Text = "lenet"
+    weights: Text = ""
+
+
+class PruneConfig(_Table):
+    """What is scored, how much stays and in how many steps."""
+
+    criterion: Literal["random", "magnitude_l1", "magnitude_l2", "taylor"] = "taylor"
+    keep_units: Fraction01 | None = None
+    keep_macs: Fraction01 | None = None
+    keep_params: Fraction01 | None = None
+    floor: PositiveCount = 1
+    schedule: Literal["one-shot", "geometric", "cubic"] = "one-shot"
+    steps: PositiveCount = 1
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """The one `keep_*` key that is set, and its value."""
+        for name in KEEP_KEYS:
+            value = getattr(self, name)
+            if value is not None:
+                return name, float(value)
+        raise ConfigError("one of prune.keep_units, prune.keep_macs, prune.keep_params must be set")
+
+
+class PrivacyConfig(_Table):
+    """Who is trusted and how much each client may spend on its mask report."""
+
+    trust: Literal["local", "none"] = "local"
+    epsilon: Annotated[float, Field(gt=0, le=64, description="a number in (0, 64]")] = 4.0
+    delta: Annotated[float, Field(ge=0, le=0, description="0: this trust setting is pure")] = 0.0
+    prior: Literal["magnitude", "none"] = "magnitude"
+
+
+class TrainConfig(_Table):
+    """Federated averaging: before pruning (`rounds`) and after each step (`fine_tune_rounds`)."""
+
+    rounds: Count = 12
+    fine_tune_rounds: Count = 6
+    clients_per_round: PositiveCount = 50
+    local_epochs: PositiveCount = 2
+    batch_size: PositiveCount = 8
+    learning_rate: Positive = 0.05
+    fine_tune_learning_rate: Positive = 0.02
+    momentum: Momentum = 0.9
+    weight_decay: NonNegative = 0.0
+
+
+class EvaluateConfig(_Table):
+    """What is measured, on which rows, and what may leave a client for it."""
+
+    split: Literal["test", "validation"] = "test"
+    tables: Literal["simulation-only", "unprotected", "off"] = "simulation-only"
+    seeds: PositiveCount = 3
+    baselines: Switch = True
+    certified_radius: Positive = 0.1
+    confidence: Annotated[
+        float, Field(gt=0.5, lt=1, description="a number between 0.5 and 1")
+    ] = 0.95
+    resamples: Annotated[int, Field(ge=100, description="a whole number of at least 100")] = 2000
+
+
+class Config(_Table):
+    """The whole experiment."""
+
+    seed: Count = 1
+    out: Text = ""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    prune: PruneConfig = PruneConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file over the built-in default, then `key.path=value` overrides over both.
+
+    Raises:
+        ConfigError: if the file cannot be read or any key or value is not allowed.
+    """
+    default = resources.files("fedprune").joinpath("default.toml").read_text(encoding="utf-8")
+    tables = tomllib.loads(default)
+    source = "built-in default"
+    if path is not None:
+        source = str(path)
+        tables = _merge(tables, _read_toml(Path(path)))
+    for override in overrides:
+        tables = _merge(tables, _parse_override(override))
+        source = f"{path or 'built-in default'} with --set {' --set '.join(overrides)}"
+    return parse(tables, source)
+
+
+def parse(tables: Mapping[str, Any], source: str) -> Config:
+    """Validate nested tables into a `Config`; `source` is named in every complaint.
+
+    Raises:
+        ConfigError: naming the first key that is wrong.
+    """
+    try:
+        config = Config.model_validate(dict(tables))
+    except ValidationError as error:
+        raise ConfigError(f"{_sentence(error.errors()[0])} ({source})") from None
+    _check_together(config, source)
+    return config
+
+
+def to_flat(config: Config) -> dict[str, Scalar]:
+    """Flatten to dotted keys and scalars as Flower's run-config wants them; unset becomes ""."""
+    flat: dict[str, Scalar] = {}
+    for key, value in config.model_dump().items():
+        if isinstance(value, dict):
+            flat.update({f"{key}.{inner}": _or_empty(v) for inner, v in value.items()})
+        else:
+            flat[key] = _or_empty(value)
+    return flat
+
+
+def from_flat(flat: Mapping[str, Scalar], source: str = "Flower's run-config") -> Config:
+    """Read Flower's flat run-config back: "" means unset where a key may be unset.
+
+    Raises:
+        ConfigError: naming the first key that is wrong.
+    """
+    tables: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        if value == "" and dotted.rpartition(".")[2] in KEEP_KEYS:
+            continue
+        tables = _merge(tables, _nest(dotted, value))
+    return parse(tables, source)
+
+
+def to_toml(config: Config) -> str:
+    """Write every key out, defaults included; unset keys are left out."""
+    return tomli_w.dumps(config.model_dump(exclude_none=True))
+
+
+def _or_empty(value: Scalar | None) -> Scalar:
+    return "" if value is None else value
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set wants key=value, got {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    return _nest(key.strip(), value)
+
+
+def _nest(dotted: str, value: Any) -> dict[str, Any]:
+    nested: Any = value
+    for part in reversed(dotted.split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    if any(key in over for key in KEEP_KEYS):  # a later source replaces the budget of an earlier
+        merged = {key: value for key, value in merged.items() if key not in KEEP_KEYS}
+    for key, value in over.items():
+        inner = merged.get(key)
+        both_tables = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(inner, value) if both_tables else value
+    return merged
+
+
+def _check_together(config: Config, source: str) -> None:
+    keeps = [f"prune.{key}" for key in KEEP_KEYS if getattr(config.prune, key) is not None]
+    if len(keeps) != 1:
+        found = " and ".join(keeps) if keeps else "none"
+        raise ConfigError(
+            f"exactly one of prune.keep_units, prune.keep_macs, prune.keep_params must be set, "
+            f"got {found} ({source})"
+        )
+    if config.prune.schedule == "one-shot" and config.prune.steps != 1:
+        raise ConfigError(
+            f"prune.steps must be 1 with prune.schedule = 'one-shot', got {config.prune.steps} "
+            f"({source})"
+        )
+    if config.prune.steps > config.data.clients:
+        raise ConfigError(
+            f"prune.steps must be at most data.clients = {config.data.clients}, since every "
+            f"client answers in one step only, got {config.prune.steps} ({source})"
+        )
+
+
+def _sentence(error: ErrorDetails) -> str:
+    path = [str(part) for part in error["loc"] if not _is_type_tag(part)]
+    key, value = ".".join(path), error["input"]
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, known_keys(), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"unknown key {key}{hint}"
+    if isinstance(value, float) and math.isnan(value):
+        return f"{key} must be {_allowed(path)}, got nan"
+    return f"{key} must be {_allowed(path)}, got {value!r}"
+
+
+def _is_type_tag(part: int | str) -> bool:
+    return isinstance(part, str) and (part.startswith("constrained") or part in ("float", "none"))
+
+
+def known_keys() -> list[str]:
+    """List every dotted key of the configuration, in order."""
+    return list(to_flat(Config()))
+
+
+def _allowed(path: Iterable[str]) -> str:
+    table: type[BaseModel] = Config
+    described = "a table"
+    for part in path:
+        field = table.model_fields.get(part)
+        if field is None:
+            return described
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            table, described = field.annotation, "a table"
+        else:
+            described = field.description or _describe(field.annotation)
+    return described
+
+
+def _describe(annotation: Any) -> str:
+    arguments = getattr(annotation, "__args__", ())
+    if arguments and all(isinstance(argument, str) for argument in arguments):
+        return "one of " + ", ".join(repr(argument) for argument in arguments)
+    for argument in arguments:
+        for extra in getattr(argument, "__metadata__", ()):
+            if getattr(extra, "description", None):
+                return str(extra.description)
+    return "a value of the documented type"
