@@ -112,9 +112,9 @@ class EvaluateConfig(_Table):
     seeds: PositiveCount = 3
     baselines: Switch = True
     certified_radius: Positive = 0.1
-    confidence: Annotated[
-        float, Field(gt=0.5, lt=1, description="a number between 0.5 and 1")
-    ] = 0.95
+    confidence: Annotated[float, Field(gt=0.5, lt=1, description="a number between 0.5 and 1")] = (
+        0.95
+    )
     resamples: Annotated[int, Field(ge=100, description="a whole number of at least 100")] = 2000
 
 

@@ -1,1 +1,37 @@
+"""Private mask reports: mechanism, estimation, accounting, ledger, planning."""
 
+from fedprune.privacy.accounting import (
+    Budget,
+    Guarantee,
+    compose_pure,
+    not_covered,
+    overall_client_epsilon,
+)
+from fedprune.privacy.estimation import VoteEstimate, VoteSums
+from fedprune.privacy.ledger import Entry, Granted, Ledger, Memoised
+from fedprune.privacy.planning import predict_recall, variance_for_recall
+from fedprune.privacy.prior import Posterior, magnitude_posterior
+from fedprune.privacy.reports import Report, ReportFormat
+from fedprune.privacy.threshold_response import ThresholdResponse, best_block
+
+__all__ = [
+    "Budget",
+    "Entry",
+    "Granted",
+    "Guarantee",
+    "Ledger",
+    "Memoised",
+    "Posterior",
+    "Report",
+    "ReportFormat",
+    "ThresholdResponse",
+    "VoteEstimate",
+    "VoteSums",
+    "best_block",
+    "compose_pure",
+    "magnitude_posterior",
+    "not_covered",
+    "overall_client_epsilon",
+    "predict_recall",
+    "variance_for_recall",
+]

@@ -1,1 +1,24 @@
+"""From a model to a smaller one: units, scores, selection under a budget, surgery, schedules."""
 
+from fedprune.pruning.criteria import CRITERIA, Source, score, score_clients
+from fedprune.pruning.layout import UnitGroup, UnitLayout
+from fedprune.pruning.schedule import SCHEDULES, keep_fractions
+from fedprune.pruning.selection import expected_keep_units, select, select_many
+from fedprune.pruning.surgery import compose_masks, mask_model, shrink
+
+__all__ = [
+    "CRITERIA",
+    "SCHEDULES",
+    "Source",
+    "UnitGroup",
+    "UnitLayout",
+    "compose_masks",
+    "expected_keep_units",
+    "keep_fractions",
+    "mask_model",
+    "score",
+    "score_clients",
+    "select",
+    "select_many",
+    "shrink",
+]

@@ -1,1 +1,23 @@
+"""The run folder: architecture descriptions, atomic files, events, resume, recomputed figures."""
 
+from fedprune.runs.architecture import Architecture
+from fedprune.runs.folder import RunFolder, load_weights_vector, weights_vector
+from fedprune.runs.recompute import (
+    LedgerTotals,
+    certified_accuracies,
+    fairness_of_tables,
+    ledger_totals,
+    lipschitz_bounds,
+)
+
+__all__ = [
+    "Architecture",
+    "LedgerTotals",
+    "RunFolder",
+    "certified_accuracies",
+    "fairness_of_tables",
+    "ledger_totals",
+    "lipschitz_bounds",
+    "load_weights_vector",
+    "weights_vector",
+]

@@ -1,0 +1,118 @@
+"""The first screen of the report, for a reader who reads nothing else."""
+
+from __future__ import annotations
+
+from fedprune.audit import _wording as say
+from fedprune.audit._page import Opening, Tile
+from fedprune.audit._privacy import guarantee
+from fedprune.audit._wording import Json
+
+FASTER = 1.05  # a measured ratio nearer to 1 than this is called no difference
+
+
+def opening(summary: Json) -> Opening:
+    privacy = guarantee(say.table_of(summary, "privacy"))
+    gaps = say.list_of(summary, "privacy.not_covered")
+    sentences = [privacy]
+    if gaps:
+        words = "; ".join(say.text(gap).rstrip(".") for gap in gaps)
+        sentences.append(f"This does not cover everything: {words}.")
+    name, seed = summary.get("name"), summary.get("seed")
+    return Opening(
+        run=f"{say.text(name) if name else 'unnamed run'} · seed {say.text(seed)}",
+        headline=_headline(summary),
+        sentences=tuple(sentences),
+        tiles=tuple(_tiles(summary)),
+    )
+
+
+def latency_ratio(summary: Json) -> float | None:
+    """How many times faster the pruned model was measured to be."""
+    return say.ratio(
+        say.pick(summary, "cost.dense.latency_ms"), say.pick(summary, "cost.pruned.latency_ms")
+    )
+
+
+def cost_ratio(summary: Json, name: str) -> float | None:
+    """How many times smaller `params`, `macs` or `bytes` became."""
+    return say.ratio(
+        say.pick(summary, f"cost.dense.{name}"), say.pick(summary, f"cost.pruned.{name}")
+    )
+
+
+def _headline(summary: Json) -> str:
+    subject = _subject(summary)
+    dense = say.number(say.pick(summary, "accuracy.dense"))
+    pruned = say.number(say.pick(summary, "accuracy.pruned"))
+    if dense is None and pruned is None:
+        accuracy = "its accuracy was not measured"
+    else:
+        accuracy = f"accuracy goes from {say.percent(dense, 1)} to {say.percent(pruned, 1)}"
+    gains = [gain for gain in (_smaller(summary), _faster(summary)) if gain]
+    return f"{subject}{' and is ' + ' and '.join(gains) if gains else ''}; {accuracy}."
+
+
+def _subject(summary: Json) -> str:
+    model = say.pick(summary, "config.model.name")
+    dataset = say.pick(summary, "config.data.dataset")
+    who = f"{model} on {dataset}" if model and dataset else "The network"
+    kept, of = say.number(say.pick(summary, "kept.units")), say.number(say.pick(summary, "kept.of"))
+    if kept is None or not of:
+        return f"{who} was pruned"
+    return f"{who} keeps {say.count(kept)} of its {say.count(of)} units"
+
+
+def _smaller(summary: Json) -> str:
+    ratio = cost_ratio(summary, "params")
+    return "" if ratio is None or ratio < FASTER else f"{say.times(ratio)} smaller"
+
+
+def _faster(summary: Json) -> str:
+    ratio = latency_ratio(summary)
+    if ratio is None:
+        return ""
+    if ratio >= FASTER:
+        return f"{say.times(ratio)} faster"
+    return "no faster" if ratio > 1 / FASTER else f"{say.times(1 / ratio)} slower"
+
+
+def _tiles(summary: Json) -> list[Tile]:
+    return [_accuracy_tile(summary), _cost_tile(summary), _speed_tile(summary), _privacy(summary)]
+
+
+def _accuracy_tile(summary: Json) -> Tile:
+    dense, pruned = say.pick(summary, "accuracy.dense"), say.pick(summary, "accuracy.pruned")
+    known = say.number(dense) is not None and say.number(pruned) is not None
+    remark = f"dense {say.percent(dense, 1)}" if known else "the dense model is the reference"
+    if known:
+        remark += f", {say.points(float(pruned) - float(dense), 1)} points"
+    return Tile("Accuracy after pruning", say.percent(pruned, 1), remark)
+
+
+def _cost_tile(summary: Json) -> Tile:
+    dense, pruned = say.pick(summary, "cost.dense.macs"), say.pick(summary, "cost.pruned.macs")
+    share = say.ratio(pruned, dense)
+    value = say.UNKNOWN if share is None else say.percent(share, 0)
+    remark = f"{say.large(dense)} to {say.large(pruned)} an example"
+    return Tile("Multiply-accumulates left", value, remark if share is not None else "not measured")
+
+
+def _speed_tile(summary: Json) -> Tile:
+    dense = say.pick(summary, "cost.dense.latency_ms")
+    pruned = say.pick(summary, "cost.pruned.latency_ms")
+    ratio = latency_ratio(summary)
+    remark = f"{say.milliseconds(dense)} to {say.milliseconds(pruned)}, measured"
+    value = say.UNKNOWN if ratio is None else f"{ratio:.2f}×"
+    return Tile("Speed-up", value, remark if ratio is not None else "not measured")
+
+
+def _privacy(summary: Json) -> Tile:
+    privacy = say.table_of(summary, "privacy")
+    if privacy.get("trust") == "none":
+        return Tile("Privacy of the votes", "none", "masks were sent as they are")
+    epsilon = say.number(privacy.get("epsilon"))
+    if epsilon is None:
+        return Tile("Privacy of the votes", say.UNKNOWN, "no ε was recorded")
+    unit = privacy.get("unit")
+    per = f"per {unit}, mask reports only" if unit else "mask reports only"
+    return Tile("Privacy of the votes", f"ε = {epsilon:g}", per)

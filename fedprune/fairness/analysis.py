@@ -1,0 +1,247 @@
+"""From a stack of client tables to gaps, excess losses and their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fedprune.errors import FairnessError
+from fedprune.fairness.intervals import exact_mcnemar, holm
+from fedprune.fairness.method import describe_condition, describe_method
+from fedprune.fairness.sample import (
+    Sample,
+    accuracies,
+    accuracy_interval,
+    difference_change,
+    draw_sample,
+    excess_loss,
+    overall_change,
+)
+from fedprune.fairness.spread import client_spread
+from fedprune.fairness.summary import (
+    AccuracyChange,
+    FairnessSummary,
+    GroupResult,
+    PairChange,
+    WorstGroup,
+)
+from fedprune.fairness.tables import Counts, GroupTable, stack_tables
+from fedprune.randomness import SimulationRandomness
+
+PRIOR_ROWS = 10  # rows by which a small group's accuracy is drawn to the overall one in a choice
+
+
+def summarize(
+    tables: GroupTable | Sequence[GroupTable] | ArrayLike,
+    names: Sequence[str],
+    rng: SimulationRandomness,
+    *,
+    other: GroupTable | Sequence[GroupTable] | ArrayLike | None = None,
+    other_name: str = "other rows",
+    group: str = "group",
+    min_group: int = 30,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+) -> FairnessSummary:
+    """Say what pruning did to each group, with intervals, from counts alone.
+
+    With at least 30 clients whole clients are resampled; with fewer, or where a group has rows on
+    fewer than 10 of them, records within each client, and the conclusion is conditional on them.
+
+    Args:
+        tables: one table a client, or [num_clients, num_groups, 2, 2] counts.
+        names: [num_groups] what the groups are called.
+        rng: names the stream that resamples; the same stream gives the same intervals.
+        other: tables of other rows, on which the pair of groups to follow is chosen. Without
+            them the pair is chosen on the very rows it is judged on, and the result says so.
+        other_name: what to call those rows, as in "validation rows".
+        group: what divides the rows, as in "class" or "sex".
+        min_group: groups with fewer rows are named as too small and get no figure.
+        confidence: of every interval, in (0, 1).
+        resamples: paired bootstrap resamples.
+
+    Raises:
+        FairnessError: if there are no rows, fewer than two groups have rows, names do not fit
+            the tables or an option is out of range.
+    """
+    stack = stack_tables(tables)
+    _check(stack.sum(axis=0), names, confidence, resamples, min_group)
+    sample = draw_sample(stack, min_group, confidence, resamples, rng)
+    pair = _follow_pair(sample, names, other, other_name)
+    dense, pruned = accuracies(sample.total)
+    gap_dense, gap_pruned = _gap(dense, sample), _gap(pruned, sample)
+    return FairnessSummary(
+        group=group,
+        accuracy=_overall(sample),
+        groups=_group_results(sample, names),
+        gap_dense=gap_dense,
+        gap_pruned=gap_pruned,
+        gap_change=None if gap_dense is None or gap_pruned is None else gap_pruned - gap_dense,
+        pair=pair,
+        worst_group_dense=_worst(dense, sample, names),
+        worst_group_pruned=_worst(pruned, sample, names),
+        clients=client_spread(stack),
+        min_group=min_group,
+        confidence=confidence,
+        resamples=resamples,
+        resampled="whole clients" if sample.whole_clients else "records within each client",
+        conditional_on=describe_condition(sample),
+        method=describe_method(sample, resamples, min_group, pair),
+    )
+
+
+def choose_pair(
+    table: GroupTable | Sequence[GroupTable] | ArrayLike, among: Sequence[int] | None = None
+) -> tuple[int, int]:
+    """Choose the two groups to follow: best and worst accuracy of the pruned model on this table.
+
+    Choose on other rows than those the pair is judged on: the largest of many noisy differences
+    is too large. So that a tiny group is not chosen by luck, each accuracy is first drawn to the
+    overall one as if `PRIOR_ROWS` rows had it. Ties go to the lower index.
+
+    Args:
+        table: counts of other rows; client tables are added up.
+        among: group codes to choose from; all where it is not given.
+
+    Returns:
+        The codes (best, worst), which differ.
+
+    Raises:
+        FairnessError: if the table has no rows or there are fewer than two groups to choose from.
+    """
+    total = stack_tables(table).sum(axis=0)
+    codes = list(range(len(total))) if among is None else [int(code) for code in among]
+    outside = next((code for code in codes if not 0 <= code < len(total)), None)
+    if outside is not None:
+        raise FairnessError(f"group codes must be from 0 to {len(total) - 1}, got {outside}")
+    if len(set(codes)) < 2 or total.sum() == 0:
+        raise FairnessError(
+            f"choosing a pair needs at least 2 groups and 1 row, got {len(set(codes))} groups "
+            f"and {int(total.sum())} rows"
+        )
+    rows, right = total.sum(axis=(1, 2)), total[:, :, 1].sum(axis=1)
+    drawn_in = (right + PRIOR_ROWS * right.sum() / rows.sum()) / (rows + PRIOR_ROWS)
+    best = max(codes, key=lambda code: (drawn_in[code], -code))
+    worst = min((code for code in codes if code != best), key=lambda code: (drawn_in[code], code))
+    return best, worst
+
+
+def _check(
+    total: Counts, names: Sequence[str], confidence: float, resamples: int, min_group: int
+) -> None:
+    rows = total.sum(axis=(1, 2))
+    if len(names) != len(total):
+        raise FairnessError(f"names must name {len(total)} groups, got {len(names)} names")
+    if rows.sum() == 0:
+        raise FairnessError("the tables count zero examples: there is nothing to compare")
+    if (rows > 0).sum() < 2:
+        only = names[int(rows.argmax())]
+        raise FairnessError(f"fairness needs rows of at least two groups, got only {only!r}")
+    if not 0 < confidence < 1:
+        raise FairnessError(f"confidence must be in (0, 1), got {confidence}")
+    if resamples < 100:
+        raise FairnessError(f"resamples must be at least 100, got {resamples}")
+    if min_group < 2:
+        raise FairnessError(f"min_group must be at least 2, got {min_group}")
+
+
+def _follow_pair(
+    sample: Sample,
+    names: Sequence[str],
+    other: GroupTable | Sequence[GroupTable] | ArrayLike | None,
+    other_name: str,
+) -> PairChange | None:
+    if len(sample.shown) < 2:
+        return None
+    elsewhere = sample.total[None] if other is None else stack_tables(other)
+    if elsewhere.shape[1:] != sample.total.shape:
+        raise FairnessError(
+            f"the table to choose the pair on must have {len(names)} groups, "
+            f"got {elsewhere.shape[1]}"
+        )
+    best, worst = choose_pair(elsewhere, [int(code) for code in sample.shown])
+    dense, pruned = accuracies(sample.total)
+    change = difference_change(sample, best, worst)
+    same = "the same rows, so the difference itself is biased upward too"
+    return PairChange(
+        best=names[best],
+        worst=names[worst],
+        chosen_on=same if other is None else other_name,
+        difference_dense=float(dense[best] - dense[worst]),
+        difference_pruned=float(pruned[best] - pruned[worst]),
+        change=change.value,
+        interval=change.interval(sample.confidence),
+    )
+
+
+def _overall(sample: Sample) -> AccuracyChange:
+    total, totals = sample.total.sum(axis=0), sample.totals.sum(axis=1)
+    (dense, pruned), (dense_draws, pruned_draws) = accuracies(total), accuracies(totals)
+    change = overall_change(sample)
+    options = (change.independent, sample.whole_clients, sample.confidence)
+    return AccuracyChange(
+        rows=int(total.sum()),
+        dense=float(dense),
+        pruned=float(pruned),
+        interval_dense=accuracy_interval(total.sum(axis=1), dense_draws, *options),
+        interval_pruned=accuracy_interval(total.sum(axis=0), pruned_draws, *options),
+        change=change.value,
+        change_interval=change.interval(sample.confidence),
+    )
+
+
+def _group_results(sample: Sample, names: Sequence[str]) -> tuple[GroupResult, ...]:
+    codes = [int(code) for code in sample.shown]
+    excess = holm([excess_loss(sample, code).p_value() for code in codes])
+    cells = [sample.total[code] for code in codes]
+    exact = [exact_mcnemar(int(cell[1, 0]), int(cell[0, 1])) for cell in cells]
+    tests = dict(zip(codes, zip(excess, exact, holm(exact), strict=True), strict=True))
+    rows = sample.total.sum(axis=(1, 2))
+    return tuple(
+        _group_result(sample, code, name, *tests[code])
+        if code in tests
+        else GroupResult(name, int(rows[code]), int(sample.holders[code]), too_small=True)
+        for code, name in enumerate(names)
+    )
+
+
+def _group_result(
+    sample: Sample, code: int, name: str, p_holm: float, mcnemar: float, mcnemar_holm: float
+) -> GroupResult:
+    cells = sample.total[code]
+    (dense, pruned), draws = accuracies(cells), accuracies(sample.totals[:, code])
+    excess = excess_loss(sample, code)
+    options = (excess.independent, sample.whole_clients, sample.confidence)
+    return GroupResult(
+        name=name,
+        rows=int(cells.sum()),
+        clients=int(sample.holders[code]),
+        too_small=False,
+        accuracy_dense=float(dense),
+        accuracy_pruned=float(pruned),
+        interval_dense=accuracy_interval(cells.sum(axis=1), draws[0], *options),
+        interval_pruned=accuracy_interval(cells.sum(axis=0), draws[1], *options),
+        excess_loss=excess.value,
+        excess_interval=excess.interval(sample.confidence),
+        p_holm=float(p_holm),
+        mcnemar_p=None if sample.whole_clients else mcnemar,
+        mcnemar_p_holm=None if sample.whole_clients else float(mcnemar_holm),
+    )
+
+
+def _gap(accuracy: NDArray[np.float64], sample: Sample) -> float | None:
+    if len(sample.shown) < 2:
+        return None
+    shown = accuracy[sample.shown]
+    return float(shown.max() - shown.min())
+
+
+def _worst(
+    accuracy: NDArray[np.float64], sample: Sample, names: Sequence[str]
+) -> WorstGroup | None:
+    if len(sample.shown) < 2:
+        return None
+    code = int(sample.shown[accuracy[sample.shown].argmin()])
+    return WorstGroup(names[code], float(accuracy[code]))

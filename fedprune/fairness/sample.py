@@ -1,0 +1,188 @@
+"""Point estimates from counts, each with the resamples that say how far it may be off."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from fedprune.fairness.intervals import (
+    Interval,
+    expanded_tail,
+    unseen_share,
+    wilson,
+)
+from fedprune.fairness.resampling import resample_clients, resample_records
+from fedprune.fairness.tables import Counts
+from fedprune.randomness import SimulationRandomness
+
+Floats = NDArray[np.float64]
+
+MIN_CLIENTS = 30  # fewer clients than this are not resampled as wholes
+MIN_HOLDERS = 10  # nor are they where a group to be shown has rows on fewer clients than this
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Counts, their resamples, and how many independent draws stand behind each group.
+
+    Attributes:
+        total: [num_groups, 2, 2] counts.
+        totals: [resamples, num_groups, 2, 2] counts of every resample.
+        shown: codes of the groups that have rows enough.
+        holders: [num_groups] clients with rows of the group.
+        clients: clients with rows.
+        whole_clients: whether whole clients were resampled, or else records within clients.
+        confidence: of every interval.
+    """
+
+    total: Counts
+    totals: Floats
+    shown: Counts
+    holders: Counts
+    clients: int
+    whole_clients: bool
+    confidence: float
+
+    def independent(self, code: int) -> int:
+        """Independent draws behind a group: clients that hold it, or its rows."""
+        return int(self.holders[code] if self.whole_clients else self.total[code].sum())
+
+
+@dataclass(frozen=True)
+class Change:
+    """An estimated difference with its resamples.
+
+    `allowance` is what the resamples cannot show: in a group where every row changed alike (as
+    when none changed at all) every resample is the same, yet that many rows do not prove it of
+    all rows. See `unseen_share`.
+    """
+
+    value: float
+    draws: Floats
+    independent: int
+    allowance: float
+    limit: float
+
+    def interval(self, confidence: float) -> Interval:
+        """Expanded percentiles, widened by the allowance, within what is possible."""
+        tail = expanded_tail(self.independent, confidence)
+        low, high = np.quantile(self.draws, [tail, 1 - tail])
+        return Interval(
+            max(-self.limit, float(low) - self.allowance),
+            min(self.limit, float(high) + self.allowance),
+        )
+
+    def p_value(self) -> float:
+        """Two-sided p-value of no difference: Student's t on the spread of the resamples.
+
+        Counting resamples beyond zero would not do: its smallest value, one in their number,
+        times the number of groups (Holm) can be too large to ever reject.
+        """
+        n = self.independent
+        error = float(self.draws.std()) * math.sqrt(n / (n - 1))
+        if error == 0:  # every row followed its group: what share could have hidden the truth?
+            return min(1.0, 2 * (1 - min(2.0, abs(self.value)) / 2) ** n)
+        distance = max(0.0, abs(self.value) - self.allowance)
+        return 2 * float(stats.t.sf(distance / error, n - 1))
+
+
+def draw_sample(
+    tables: Counts, min_group: int, confidence: float, resamples: int, rng: SimulationRandomness
+) -> Sample:
+    """Resample client tables [num_clients, num_groups, 2, 2] as their number allows."""
+    by_client = tables.sum(axis=(2, 3))
+    shown = np.flatnonzero(by_client.sum(axis=0) >= min_group)
+    holders = (by_client > 0).sum(axis=0)
+    clients = int((by_client.sum(axis=1) > 0).sum())
+    whole = clients >= MIN_CLIENTS and bool(np.all(holders[shown] >= MIN_HOLDERS))
+    draw = resample_clients if whole else resample_records
+    totals = draw(tables, resamples, rng.stream("fairness resamples").generator)
+    return Sample(tables.sum(axis=0), totals, shown, holders, clients, whole, confidence)
+
+
+def accuracies(counts: Counts | Floats) -> tuple[Floats, Floats]:
+    """Dense and pruned accuracy of [..., 2, 2] counts: [...] each, NaN where there are no rows."""
+    rows = counts.sum(axis=(-2, -1))
+    with np.errstate(invalid="ignore"):
+        return counts[..., 1, :].sum(axis=-1) / rows, counts[..., :, 1].sum(axis=-1) / rows
+
+
+def accuracy_interval(
+    counts: Counts, draws: Floats, independent: int, whole_clients: bool, confidence: float
+) -> Interval:
+    """Wilson's interval, with the effective number of rows where clients were resampled.
+
+    Rows of one client resemble each other, so many rows of few clients say less than as many
+    independent ones: the effective number is the one whose binomial variance is the variance over
+    the resamples, reduced for the degrees of freedom (Korn and Graubard 1998, for
+    Clopper-Pearson; Dean and Pagano 2015 recommend the same for Wilson).
+
+    Args:
+        counts: [2] wrong and right.
+        draws: [resamples] accuracy in every resample.
+        independent: clients that hold the rows.
+        whole_clients: whether whole clients were resampled.
+        confidence: coverage asked for.
+    """
+    rows = float(counts.sum())
+    if not whole_clients:
+        return wilson(float(counts[1]), rows, confidence)
+    share, variance = float(counts[1]) / rows, float(np.nanvar(draws))
+    spread = share * (1 - share)
+    effective = spread / variance if spread > 0 and variance > 0 else float(independent)
+    tail = (1 - confidence) / 2
+    effective *= float(stats.norm.isf(tail) / stats.t.isf(tail, independent - 1)) ** 2
+    effective = min(rows, effective)
+    return wilson(share * effective, effective, confidence)
+
+
+def overall_change(sample: Sample) -> Change:
+    """Pruned minus dense accuracy over all rows."""
+    total = sample.total.sum(axis=0)
+    independent = sample.clients if sample.whole_clients else int(total.sum())
+    draws = _pruned_minus_dense(sample.totals.sum(axis=1))
+    allowance = _allowance(total, independent, sample.confidence)
+    value = float(_pruned_minus_dense(total))
+    return Change(value, draws, independent, allowance, limit=1.0)
+
+
+def excess_loss(sample: Sample, code: int) -> Change:
+    """psi_g = (A_g dense - A_g pruned) - (A dense - A pruned)."""
+    draws = _pruned_minus_dense(sample.totals.sum(axis=1)) - _pruned_minus_dense(
+        sample.totals[:, code]
+    )
+    value = _pruned_minus_dense(sample.total.sum(axis=0)) - _pruned_minus_dense(sample.total[code])
+    independent = sample.independent(code)
+    allowance = _allowance(sample.total[code], independent, sample.confidence)
+    return Change(float(value), draws[np.isfinite(draws)], independent, allowance, limit=2.0)
+
+
+def difference_change(sample: Sample, best: int, worst: int) -> Change:
+    """Change, dense to pruned, of the accuracy of `best` minus that of `worst`."""
+    draws = _pruned_minus_dense(sample.totals[:, best]) - _pruned_minus_dense(
+        sample.totals[:, worst]
+    )
+    value = _pruned_minus_dense(sample.total[best]) - _pruned_minus_dense(sample.total[worst])
+    counts = [(code, sample.independent(code)) for code in (best, worst)]
+    allowance = sum(_allowance(sample.total[code], n, sample.confidence) for code, n in counts)
+    independent = min(n for _, n in counts)
+    return Change(float(value), draws[np.isfinite(draws)], independent, allowance, limit=2.0)
+
+
+def _pruned_minus_dense(counts: Counts | Floats) -> Floats:
+    dense, pruned = accuracies(counts)
+    return pruned - dense
+
+
+def _allowance(cells: Counts, independent: int, confidence: float) -> float:
+    rows, lost, gained = int(cells.sum()), int(cells[1, 0]), int(cells[0, 1])
+    one_sided = 1 - (1 - confidence) / 2
+    if lost + gained == 0:
+        return unseen_share(independent, one_sided)
+    if rows in (lost, gained):  # a row that did not follow may differ by one, or by two
+        return 2 * unseen_share(independent, one_sided)
+    return 0.0

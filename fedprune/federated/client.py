@@ -1,0 +1,281 @@
+"""The client's side: Flower's ClientApp, and the same answers given for a whole cohort at once.
+
+Every kind of question has one function that answers it for many clients of this process. Flower
+calls it with one message; the local grid calls it with a cohort, so that scores of all clients
+come from one batched pass and the ledger writes in batches. Both paths are the same code.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+
+from fedprune import fairness, pruning
+from fedprune.errors import FederationError, FedpruneError, LayoutMismatchError
+from fedprune.federated.messages import Question, answer_content
+from fedprune.federated.station import RowSource, Station, model_of, station_of
+from fedprune.federated.training import LocalTraining, train_locally
+from fedprune.privacy import Entry, Granted, Memoised, ThresholdResponse
+from fedprune.privacy.accounting import REPLACEMENT, UNPROTECTED
+from fedprune.runs import weights_vector
+
+ANSWER_ERROR = 1  # code of a Flower error whose reason is one sentence for people
+
+Outcome: TypeAlias = RecordDict | FedpruneError
+Answerer: TypeAlias = Callable[[Station, Question, Sequence[int]], list[Outcome]]
+
+
+def answer_train(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
+    """Train on each client's rows and send the updated weights."""
+    how = LocalTraining(
+        epochs=int(question.number("local_epochs")),
+        batch_size=int(question.number("batch_size")),
+        learning_rate=question.number("learning_rate"),
+        momentum=question.number("momentum"),
+        weight_decay=question.number("weight_decay"),
+    )
+
+    def train_one(client: int) -> Outcome:
+        torch.set_num_threads(1)  # a worker's own setting; one thread a client, on every engine
+        model = model_of(question.architecture, question.weights)
+        source = RowSource(station.dataset.train, station.index(client, "train"))
+        inputs, labels = source.batch(0, len(source))
+        order = station.generator("train", question.round, client)
+        try:
+            loss = train_locally(model, inputs, labels, how, order)
+        except FedpruneError as error:
+            return error
+        fields = {"loss": loss, "rows": len(labels)}
+        return answer_content(client, fields, weights_vector(model))
+
+    if question.counterfactual:
+        station.simulation_only("a counterfactual training round")
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(max_workers=min(len(clients), os.cpu_count() or 1)) as pool:
+        outcomes = list(pool.map(train_one, clients))
+    torch.set_num_threads(threads)
+    sent = [c for c, outcome in zip(clients, outcomes, strict=True) if not _failed(outcome)]
+    _record_unprotected(station, question, sent, "model-update")
+    return outcomes
+
+
+def answer_report(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
+    """Send each client's randomised mask: reserve, draw, store, and only then answer."""
+    mechanism = _mechanism(question)
+    entries = [_report_entry(question, client, mechanism.epsilon) for client in clients]
+    previewed = station.ledger.preview_many(entries)
+    todo = [i for i, answer in enumerate(previewed) if isinstance(answer, Granted)]
+    # Scores come before the reservation: a client whose scores fail has spent nothing.
+    masks = _masks(question, station.scores(question, [clients[i] for i in todo])) if todo else None
+    answers = station.ledger.reserve_many(entries)
+    granted = [k for k, i in enumerate(todo) if isinstance(answers[i], Granted)]
+    if masks is not None and granted:
+        sources = [
+            station.randomness("report", question.round, clients[todo[k]]) for k in granted
+        ]
+        drawn = [bytes(report) for report in mechanism.randomize_many(masks[granted], sources)]
+        reserved = [entries[todo[k]] for k in granted]
+        station.ledger.store_many(list(zip(reserved, drawn, strict=True)))
+        for k, report in zip(granted, drawn, strict=True):
+            answers[todo[k]] = Memoised(report)
+    return [
+        answer_content(client, {"report": answer.report, "epsilon": mechanism.epsilon})
+        if isinstance(answer, Memoised)
+        else _refusal(answer)
+        for client, answer in zip(clients, answers, strict=True)
+    ]
+
+
+def answer_masks(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
+    """Send masks and scores as they are: in simulation only, for baselines or trust = "none"."""
+    station.simulation_only("to send its mask without noise")
+    _check_layout(question)
+    scores = station.scores(question, clients)
+    masks = _masks(question, scores)
+    _record_unprotected(station, question, clients, "raw-mask")
+    packed = np.packbits(masks, axis=1)
+    return [
+        answer_content(
+            client,
+            {"mask": packed[i].tobytes(), "scores": scores[i].numpy().astype("<f4").tobytes()},
+        )
+        for i, client in enumerate(clients)
+    ]
+
+
+def answer_evaluate(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
+    """Send count tables: group x dense right or wrong x pruned right or wrong."""
+    policy = station.config.evaluate.tables
+    if policy != "unprotected":
+        station.simulation_only(f"to send count tables under evaluate.tables = {policy!r}")
+    split, group = question.text("split"), question.text("groups")
+    places, owners = station.cohort_index(clients, split)
+    column = station.rows(split).group(group)
+    tables = fairness.client_tables(
+        station.correct(question, True, split, places),
+        station.correct(question, False, split, places),
+        column.codes[places],
+        owners,
+        len(clients),
+        len(column.names),
+    )
+    if policy == "unprotected":
+        _record_unprotected(station, question, clients, "count-table")
+    return [
+        answer_content(client, {"table": tables[i].astype("<i8").tobytes()})
+        for i, client in enumerate(clients)
+    ]
+
+
+def answer_margins(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
+    """Send certificate margins of the test rows: in simulation only."""
+    station.simulation_only("to send margins of single examples")
+    certifier = station.certifier(question.architecture, question.weights)
+    places, owners = station.cohort_index(clients, "test")
+    source = RowSource(station.dataset.test, places)
+    margins = np.zeros(0)
+    if len(places):
+        inputs, labels = source.batch(0, len(source))
+        margins = np.asarray(certifier.margins(inputs, labels), dtype=np.float64)
+    return [
+        answer_content(client, {"margins": margins[owners == i].astype("<f8").tobytes()})
+        for i, client in enumerate(clients)
+    ]
+
+
+ANSWERERS: Mapping[str, Answerer] = {
+    "train": answer_train,
+    "evaluate": answer_evaluate,
+    "query.report": answer_report,
+    "query.masks": answer_masks,
+    "query.margins": answer_margins,
+}
+
+
+def answer_cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+    """Answer messages that share one type and one content, each for its own client.
+
+    An error that a person can act on becomes an error reply with its sentence; a bug is raised.
+    """
+    replies: list[Message] = []
+    try:
+        station = station_of(contexts[0].run_config, contexts[0].node_config)
+        question = Question.from_content(messages[0].content)
+        clients = [_partition(context) for context in contexts]
+        answerer = ANSWERERS[messages[0].metadata.message_type]
+        outcomes = answerer(station, question, clients)
+    except FedpruneError as error:
+        outcomes = [error] * len(messages)
+    for message, outcome in zip(messages, outcomes, strict=True):
+        if isinstance(outcome, FedpruneError):
+            failure = Error(ANSWER_ERROR, f"{type(outcome).__name__}: {outcome}")
+            replies.append(Message(failure, reply_to=message))
+        else:
+            replies.append(Message(outcome, reply_to=message))
+    return replies
+
+
+def _answer_one(message: Message, context: Context) -> Message:
+    return answer_cohort([message], [context])[0]
+
+
+def make_client_app() -> ClientApp:
+    """Make Flower's ClientApp with one function for every kind of question."""
+    app = ClientApp()
+    app.train()(_answer_one)
+    app.evaluate()(_answer_one)
+    for kind in ANSWERERS:
+        if kind.startswith("query."):
+            app.query(kind.removeprefix("query."))(_answer_one)
+    return app
+
+
+app = make_client_app()
+
+
+# Parts of the answers.
+
+
+def _partition(context: Context) -> int:
+    value = context.node_config.get("partition-id")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise FederationError(f"node config needs a whole number partition-id, got {value!r}")
+    return value
+
+
+def _failed(outcome: Outcome) -> bool:
+    return isinstance(outcome, FedpruneError)
+
+
+def _refusal(answer: object) -> FedpruneError:
+    if not isinstance(answer, FedpruneError):
+        raise TypeError(f"not a ledger's answer: {answer!r}")
+    return answer
+
+
+def _mechanism(question: Question) -> ThresholdResponse:
+    """Make the mechanism that was asked for; its parameters are checked, never trusted."""
+    _check_layout(question)
+    _, layout = question.architecture.build()
+    return ThresholdResponse(
+        question.number("epsilon"),
+        len(layout),
+        block_units=int(question.number("block_units")),
+        threshold=int(question.number("threshold")),
+    )
+
+
+def _check_layout(question: Question) -> None:
+    _, layout = question.architecture.build()
+    if layout.fingerprint != question.text("fingerprint"):
+        raise LayoutMismatchError(
+            f"the server asks about layout {question.text('fingerprint')[:12]}, this client finds "
+            f"{layout.fingerprint[:12]}; nothing was spent"
+        )
+
+
+def _report_entry(question: Question, client: int, epsilon: float) -> Entry:
+    return Entry(
+        client=str(client),
+        run=question.run,
+        round=question.round,
+        kind="mask-report",
+        question=question.digest,
+        relation=REPLACEMENT,
+        epsilon=epsilon,
+    )
+
+
+def _masks(question: Question, scores: torch.Tensor) -> NDArray[np.bool_]:
+    _, layout = question.architecture.build()
+    masks = pruning.select_many(
+        scores, layout, keep_units=question.number("keep_units"), floor=int(question.number("floor"))
+    )
+    return np.asarray(masks.numpy(), dtype=np.bool_)
+
+
+def _record_unprotected(
+    station: Station, question: Question, clients: Sequence[int], kind: str
+) -> None:
+    if question.counterfactual:  # baselines exist in simulation only; nothing is sent for them
+        return
+    template = Entry(
+        client="",
+        run=question.run,
+        round=question.round,
+        kind=kind,
+        question=question.digest,
+        relation=UNPROTECTED,
+    )
+    station.ledger.record_unprotected(replace(template, client=str(c)) for c in clients)
+
+

@@ -1,0 +1,133 @@
+"""Evaluation rounds: count tables from clients, accuracy, fairness, certificates."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedprune import hardware
+from fedprune.errors import FederationError
+from fedprune.federated.experiment import Experiment, Held, JsonDict
+from fedprune.runs import fairness_of_tables, lipschitz_bounds
+
+Tables = NDArray[np.int64]
+_PAIR_CLIENTS = 1000  # whose training rows choose the pair of groups that is followed
+
+
+def accuracy_of(experiment: Experiment, held: Held, dense: Held, name: str) -> float | None:
+    """Accuracy of a model over all clients' evaluation rows, as a phase of its own."""
+    if experiment.config.evaluate.tables == "off":
+        return None
+
+    def action() -> JsonDict:
+        tables = ask_tables(experiment, held, dense, "test", experiment.clients, name)
+        total = tables.sum(axis=(0, 1))
+        return {"accuracy": float(total[:, 1].sum() / max(1, total.sum()))}
+
+    return float(experiment.phase(name, action)["accuracy"])
+
+
+def ask_tables(
+    experiment: Experiment,
+    held: Held,
+    dense: Held,
+    split: str,
+    clients: list[int],
+    round_name: str,
+) -> Tables:
+    """Collect count tables: [clients, num_groups, 2, 2]."""
+    question = experiment.question(
+        round_name,
+        held,
+        {"split": split, "groups": experiment.config.data.groups},
+        reference=dense.weights,
+    )
+    found = []
+    for client, answer in experiment.conversation.ask("evaluate", question, clients, round_name):
+        raw = answer.config_records["answer"]["table"]
+        if not isinstance(raw, bytes) or len(raw) % 32:
+            raise FederationError(f"client {client} sent no count table in round {round_name}")
+        found.append(np.frombuffer(raw, dtype="<i8").reshape(-1, 2, 2))
+    return np.stack(found)
+
+
+def fairness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDict | None:
+    """Tables of the final model, the pair to follow from training rows, gaps with intervals."""
+    if experiment.config.evaluate.tables == "off":
+        return None
+
+    def action() -> JsonDict:
+        tables = ask_tables(experiment, held, dense, "test", experiment.clients, "tables")
+        order = experiment.generator("pair").permutation(len(experiment.clients))
+        some = sorted(order[:_PAIR_CLIENTS].tolist())
+        other = ask_tables(experiment, held, dense, "train", some, "pair-tables")
+        column = experiment.dataset.test.group(experiment.config.data.groups)
+        stored = {
+            "group": experiment.config.data.groups,
+            "names": list(column.names),
+            "seed": experiment.config.seed,
+            "confidence": experiment.config.evaluate.confidence,
+            "resamples": experiment.config.evaluate.resamples,
+            "test": tables.tolist(),
+            "train_total": other.sum(axis=0).tolist(),
+        }
+        experiment.folder.write_json("tables.json", stored)
+        return fairness_of_tables(stored)
+
+    return experiment.phase("fairness", action)
+
+
+def cost_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDict:
+    """Parameters, MACs, bytes and measured latency of both models."""
+
+    def action() -> JsonDict:
+        example = held.architecture.example_input
+        built = {"dense": dense.model(), "pruned": held.model()}
+        measured = hardware.latency(
+            built, example, batch_size=32, repeats=30, warmup=5, threads=1
+        )
+        found: JsonDict = {}
+        for name, model in built.items():
+            found[name] = asdict(hardware.cost(model, example))
+            found[name]["latency_ms"] = measured[name].median_ms
+        found["latency"] = {"batch_size": 32, "threads": 1, "repeats": 30}
+        return found
+
+    return experiment.phase("cost", action)
+
+
+def robustness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDict:
+    """Lipschitz bounds of both models; in simulation also margins and certified accuracy."""
+
+    def action() -> JsonDict:
+        std = experiment.dataset.input_std
+        found = lipschitz_bounds(experiment.folder, std)
+        found["input_std"] = None if std is None else list(std)
+        found["input_unit"] = experiment.dataset.input_unit
+        if experiment.simulated and experiment.config.evaluate.tables != "off":
+            margins = {
+                "dense": _margins(experiment, dense, "margins-dense"),
+                "pruned": _margins(experiment, held, "margins-pruned"),
+            }
+            experiment.folder.write_tensors("margins.safetensors", margins)
+        return found
+
+    return experiment.phase("robustness", action)
+
+
+def _margins(experiment: Experiment, held: Held, round_name: str) -> Tensor:
+    question = experiment.question(round_name, held, {}, counterfactual=True)
+    parts = []
+    answers = experiment.conversation.ask(
+        "query.margins", question, experiment.clients, round_name
+    )
+    for client, answer in answers:
+        raw = answer.config_records["answer"]["margins"]
+        if not isinstance(raw, bytes):
+            raise FederationError(f"client {client} sent no margins")
+        parts.append(np.frombuffer(raw, dtype="<f8"))
+    return torch.from_numpy(np.concatenate(parts).astype(np.float64))

@@ -1,0 +1,181 @@
+"""What every phase of the server needs: configuration, run folder, clients, models on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedprune import config as configuration
+from fedprune.config import Config, Scalar
+from fedprune.data import Dataset
+from fedprune.federated.conversation import Conversation
+from fedprune.federated.messages import Question
+from fedprune.federated.station import model_of
+from fedprune.privacy import Ledger
+from fedprune.progress import Reporter
+from fedprune.pruning import UnitLayout
+from fedprune.randomness import SimulationRandomness
+from fedprune.runs import Architecture, RunFolder, weights_vector
+
+JsonDict = dict[str, Any]
+
+
+@dataclass
+class Held:
+    """A model that lies in the run folder and, if it was just made, in memory too."""
+
+    folder: RunFolder
+    name: str
+    _value: tuple[Architecture, Tensor] | None = None
+
+    @property
+    def value(self) -> tuple[Architecture, Tensor]:
+        """Architecture and flat weights."""
+        if self._value is None:
+            text = (self.folder.path / f"checkpoints/{self.name}.json").read_text(encoding="utf-8")
+            weights = self.folder.read_tensors(f"checkpoints/{self.name}.safetensors")["weights"]
+            self._value = (Architecture.from_json(text), weights)
+        return self._value
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the model looks like."""
+        return self.value[0]
+
+    @property
+    def weights(self) -> Tensor:
+        """Its flat state."""
+        return self.value[1]
+
+    def model(self) -> nn.Module:
+        """Build the model."""
+        return model_of(*self.value)
+
+    def layout(self) -> UnitLayout:
+        """Find its units."""
+        return self.architecture.build()[1]
+
+    @staticmethod
+    def save(folder: RunFolder, name: str, architecture: Architecture, weights: Tensor) -> Held:
+        """Write a model to the folder, atomically."""
+        folder.write_tensors(f"checkpoints/{name}.safetensors", {"weights": weights})
+        folder.write_text(f"checkpoints/{name}.json", architecture.to_json() + "\n")
+        return Held(folder, name, (architecture, weights))
+
+    @staticmethod
+    def save_model(
+        folder: RunFolder, name: str, architecture: Architecture, model: nn.Module
+    ) -> Held:
+        """Write a built model to the folder."""
+        return Held.save(folder, name, architecture, weights_vector(model))
+
+    def discard(self) -> None:
+        """Remove the files; the value stays in memory if it is there."""
+        for suffix in ("safetensors", "json"):
+            path: Path = self.folder.path / f"checkpoints/{self.name}.{suffix}"
+            path.unlink(missing_ok=True)
+
+
+@dataclass
+class Experiment:
+    """One run of one seed."""
+
+    config: Config
+    folder: RunFolder
+    conversation: Conversation
+    reporter: Reporter
+    dataset: Dataset
+    simulated: bool
+    _executed: set[str] = field(default_factory=set)
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run in ledgers: a digest of its configuration, the same after a resume."""
+        text = configuration.to_toml(self.config.model_copy(update={"out": ""}))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def clients(self) -> list[int]:
+        """All clients."""
+        return list(range(self.config.data.clients))
+
+    def generator(self, *labels: str | int) -> np.random.Generator:
+        """A seeded stream of the server's own: cohorts, participants, bootstrap."""
+        return SimulationRandomness(self.config.seed, "server", *labels).generator
+
+    def phase(self, name: str, action: Callable[[], JsonDict], say: str = "") -> JsonDict:
+        """Run a phase once in the life of the run; `say` is a line with its result's fields."""
+
+        def remembered() -> JsonDict:
+            self._executed.add(name)
+            return action()
+
+        result = self.folder.phase(name, remembered, extra=self._ledger_head)
+        if say and name in self._executed:
+            self.reporter.say(say.format(**result))
+        return result
+
+    def model_phase(
+        self, name: str, action: Callable[[], tuple[Architecture, Tensor, JsonDict]], say: str = ""
+    ) -> tuple[Held, JsonDict]:
+        """Run a phase that makes a model; it is on disk before the phase counts as finished."""
+        made: list[Held] = []
+
+        def saved() -> JsonDict:
+            architecture, weights, result = action()
+            made.append(Held.save(self.folder, _file_name(name), architecture, weights))
+            return result
+
+        result = self.phase(name, saved, say)
+        return (made[0] if made else Held(self.folder, _file_name(name))), result
+
+    def question(
+        self,
+        round_name: str,
+        held: Held,
+        settings: Mapping[str, Scalar],
+        *,
+        reference: Tensor | None = None,
+        counterfactual: bool = False,
+    ) -> Question:
+        """Put a question about a model."""
+        return Question(
+            self.run_id,
+            round_name,
+            held.architecture,
+            held.weights,
+            settings,
+            reference,
+            counterfactual,
+        )
+
+    def _ledger_head(self) -> JsonDict:
+        """Where the ledger stands when a phase ends: what makes a later rollback visible."""
+        path = self.folder.path / "ledger.sqlite"
+        if not path.exists():
+            return {}
+        with Ledger.open(path) as ledger:
+            rows, head = ledger.head
+        return {"ledger_rows": rows, "ledger_head": head}
+
+
+def _file_name(phase: str) -> str:
+    return phase.replace("/", "-")
+
+
+def mask_from_bytes(packed: bytes, num_units: int) -> NDArray[np.bool_]:
+    """Unpack a mask of a known length."""
+    return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=num_units).astype(bool)
+
+
+def as_tensor(array: NDArray[np.float64]) -> Tensor:
+    """Copy an array into a float64 tensor."""
+    return torch.from_numpy(np.array(array, dtype=np.float64))

@@ -1,0 +1,35 @@
+"""The few places where fedprune touches what Flower keeps to itself.
+
+Checked with flwr 1.41. A message can only be made once the current task has an identity, which
+Flower's own server process sets; the local grid sets it here.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from flwr.app import Message
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+CHECKED_VERSIONS = ("1.41",)
+SERVER_NODE = 1
+
+
+def identify_server_task(run_id: int) -> None:
+    """Give this process the identity that Flower's server code gives its own."""
+    TaskIdentity.task_id = 1
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = SERVER_NODE
+
+
+def empty_run(run_id: int) -> Run:
+    """Make the record of a run that Flower's grids carry."""
+    return Run.create_empty(run_id)
+
+
+def name_message(message: Message) -> str:
+    """Give a message the id that a SuperLink would give it."""
+    identifier = uuid.uuid4().hex
+    message.metadata.__dict__["_message_id"] = identifier
+    return identifier

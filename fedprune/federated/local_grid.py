@@ -1,0 +1,116 @@
+"""A Flower Grid without network: it runs the ClientApp's answers in this process.
+
+Messages that share a type and a content are answered as cohorts. Replies stream: at most one
+cohort of them is in memory, and whoever iterates sees progress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fedprune.config import Scalar
+from fedprune.federated.client import answer_cohort
+from fedprune.federated.flower_internals import empty_run, identify_server_task, name_message
+from fedprune.federated.process import inside_simulation
+
+COHORT = 500
+_FIRST_NODE = 2
+
+
+class LocalGrid(Grid):
+    """As many simulated nodes as there are partitions, in this process."""
+
+    def __init__(self, num_nodes: int, run_config: Mapping[str, Scalar], run_id: int = 1) -> None:
+        """Make nodes 2, 3, ... for partitions 0, 1, ..."""
+        identify_server_task(run_id)
+        self._num_nodes, self._run_config = num_nodes, dict(run_config)
+        self._run = empty_run(run_id)
+        self._contexts: dict[int, Context] = {}
+        self._replies: dict[str, Message] = {}
+
+    def set_run(self, run: Run) -> None:
+        """Set the run's record."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run's record."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Make a message; messages may share one content."""
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Give all node ids, in the order of their partitions."""
+        return range(_FIRST_NODE, _FIRST_NODE + self._num_nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Answer messages at once and keep the replies; give the messages' ids."""
+        pushed = list(messages)
+        for message in pushed:
+            name_message(message)
+        for reply in self.send_and_receive(pushed):
+            self._replies[reply.metadata.reply_to_message_id] = reply
+        return [message.metadata.message_id for message in pushed]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Give the replies to pushed messages, each once."""
+        return [self._replies.pop(i) for i in message_ids if i in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Answer messages cohort by cohort; replies come in the messages' order."""
+        del timeout  # nothing is waited for
+        for cohort in _cohorts(messages):
+            with inside_simulation():
+                replies = answer_cohort(
+                    cohort, [self._context(m.metadata.dst_node_id) for m in cohort]
+                )
+            yield from replies
+
+    def _context(self, node_id: int) -> Context:
+        if node_id not in self._contexts:
+            self._contexts[node_id] = Context(
+                run_id=self._run.run_id,
+                node_id=node_id,
+                node_config={
+                    "partition-id": node_id - _FIRST_NODE,
+                    "num-partitions": self._num_nodes,
+                },
+                state=RecordDict(),
+                run_config=self._run_config,
+            )
+        return self._contexts[node_id]
+
+
+def _cohorts(messages: Iterable[Message]) -> Iterator[list[Message]]:
+    """Cut a stream of messages into runs of one type and content, at most COHORT long."""
+    stream = iter(messages)
+    held = list(islice(stream, COHORT))
+    while held:
+        first = held[0]
+        alike = [
+            m
+            for m in held
+            if m.content is first.content
+            and m.metadata.message_type == first.metadata.message_type
+        ]
+        if held[: len(alike)] != alike:  # keep the order where kinds are mixed
+            alike = held[:1]
+        yield alike
+        held = held[len(alike) :]
+        held += islice(stream, COHORT - len(held))

@@ -1,0 +1,163 @@
+"""What server and clients say to each other, as Flower records.
+
+A question holds a model (architecture and one flat vector of weights) and the numbers of its
+task; its digest covers all of it, so "the same question" has an exact meaning for the ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from torch import Tensor
+
+from fedprune.config import Scalar
+from fedprune.errors import FederationError
+from fedprune.runs import Architecture
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What the server asks every client of a round.
+
+    Attributes:
+        run: identifies the run in ledgers.
+        round: unique in the run for questions that are charged or trained on.
+        architecture: of the model in question.
+        weights: [size] float32, that model's state.
+        settings: numbers and names that the task needs.
+        reference: [size] float32 state of the dense model, where it is compared with.
+        counterfactual: True for what exists in simulation only (baselines).
+    """
+
+    run: str
+    round: str
+    architecture: Architecture
+    weights: Tensor
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
+    reference: Tensor | None = None
+    counterfactual: bool = False
+
+    def to_content(self) -> RecordDict:
+        """Write as Flower records."""
+        task: dict[str, Scalar] = {
+            "schema": SCHEMA,
+            "run": self.run,
+            "round": self.round,
+            "architecture": self.architecture.to_json(),
+            "settings": json.dumps(dict(self.settings), sort_keys=True),
+            "counterfactual": self.counterfactual,
+        }
+        arrays = {"weights": _to_array(self.weights)}
+        if self.reference is not None:
+            arrays["reference"] = _to_array(self.reference)
+        return RecordDict({"question": ConfigRecord(task), "arrays": ArrayRecord(arrays)})
+
+    @staticmethod
+    def from_content(content: RecordDict) -> Question:
+        """Read what `to_content` wrote.
+
+        Raises:
+            FederationError: if the records have another schema or lack a part.
+        """
+        try:
+            task = content.config_records["question"]
+            arrays = content.array_records["arrays"]
+            schema = task["schema"]
+            if schema != SCHEMA:
+                raise FederationError(
+                    f"the server speaks message schema {schema}, this client speaks {SCHEMA}; "
+                    "install the same version of fedprune on both sides"
+                )
+            return Question(
+                run=str(task["run"]),
+                round=str(task["round"]),
+                architecture=Architecture.from_json(str(task["architecture"])),
+                weights=_from_array(arrays["weights"]),
+                settings=json.loads(str(task["settings"])),
+                reference=_from_array(arrays["reference"]) if "reference" in arrays else None,
+                counterfactual=bool(task["counterfactual"]),
+            )
+        except (KeyError, ValueError) as error:
+            raise FederationError(f"the server's question cannot be read: {error!r}") from None
+
+    @cached_property
+    def model_digest(self) -> str:
+        """SHA-256 of the model in question."""
+        return model_digest(self.architecture, self.weights)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything that was asked."""
+        parts = [self.run, self.round, self.model_digest, str(self.counterfactual)]
+        parts.append(json.dumps(dict(self.settings), sort_keys=True))
+        if self.reference is not None:
+            parts.append(model_digest(self.architecture, self.reference))
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def number(self, name: str) -> float:
+        """Read a numeric setting.
+
+        Raises:
+            FederationError: if it is missing or not a number.
+        """
+        value = self.settings.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise FederationError(f"the server's question needs a number {name!r}, got {value!r}")
+        return float(value)
+
+    def text(self, name: str) -> str:
+        """Read a textual setting.
+
+        Raises:
+            FederationError: if it is missing or not a string.
+        """
+        value = self.settings.get(name)
+        if not isinstance(value, str):
+            raise FederationError(f"the server's question needs a text {name!r}, got {value!r}")
+        return value
+
+
+def model_digest(architecture: Architecture, weights: Tensor) -> str:
+    """SHA-256 over an architecture and the exact bits of its weights."""
+    digest = hashlib.sha256(architecture.to_json().encode())
+    digest.update(weights.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def answer_content(
+    client: int, fields: Mapping[str, Scalar | bytes], weights: Tensor | None = None
+) -> RecordDict:
+    """Write a client's answer as Flower records."""
+    record = ConfigRecord({"schema": SCHEMA, "client": client, **fields})
+    content = RecordDict({"answer": record})
+    if weights is not None:
+        content["arrays"] = ArrayRecord({"weights": _to_array(weights)})
+    return content
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Bytes of the records' payload: what has to cross the network, without framing."""
+    records = [*content.array_records.values(), *content.config_records.values()]
+    return sum(record.count_bytes() for record in records)
+
+
+def answer_weights(content: RecordDict) -> Tensor:
+    """Read the weights of an answer: [size] float32."""
+    return _from_array(content.array_records["arrays"]["weights"])
+
+
+def _to_array(vector: Tensor) -> Array:
+    return Array(np.ascontiguousarray(vector.detach().numpy()))
+
+
+def _from_array(array: Array) -> Tensor:
+    return torch.from_numpy(np.array(array.numpy(), dtype=np.float32).reshape(-1))

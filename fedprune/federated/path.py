@@ -1,0 +1,194 @@
+"""One way through the pruning schedule: rank, select, shrink, fine-tune, step after step.
+
+The private votes and every baseline go through the same function; they differ in the ranking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedprune import pruning
+from fedprune.errors import PruningError
+from fedprune.federated.averaging import train_rounds
+from fedprune.federated.evaluation import accuracy_of
+from fedprune.federated.experiment import Experiment, Held, JsonDict
+from fedprune.federated.voting import Ranker, Ranking, Step
+from fedprune.pruning import UnitLayout
+from fedprune.runs import Architecture, weights_vector
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a path ended.
+
+    Attributes:
+        held: the pruned and fine-tuned model.
+        accuracy: after fine-tuning, and before the last step's fine-tuning; None if evaluation
+            is switched off.
+    """
+
+    held: Held
+    accuracy: float | None
+    accuracy_before_fine_tuning: float | None
+
+
+def follow(experiment: Experiment, dense: Held, name: str, rank: Ranker) -> Outcome:
+    """Go through the schedule with one ranking; `name` is "private" or a baseline's."""
+    prefix = "" if name == "private" else f"{name}/"
+    counterfactual = name != "private"
+    held, before = dense, None
+    for step, fraction in schedule(experiment):
+        held = _prune(experiment, held, dense, step, fraction, rank, prefix, counterfactual)
+        before = accuracy_of(experiment, held, dense, f"{prefix}evaluate-{step.number}-before")
+        held = train_rounds(
+            experiment,
+            held,
+            prefix=prefix,
+            stage=f"tune-{step.number}",
+            rounds=experiment.config.train.fine_tune_rounds,
+            learning_rate=experiment.config.train.fine_tune_learning_rate,
+            counterfactual=counterfactual,
+        )
+    after = accuracy_of(experiment, held, dense, f"{prefix}evaluate-after")
+    return Outcome(held, after, before)
+
+
+def schedule(experiment: Experiment) -> list[tuple[Step, float]]:
+    """Plan the steps: who is asked (disjoint cohorts) and what fraction of the dense stays."""
+    config = experiment.config
+    _, final = config.prune.budget
+    fractions = pruning.keep_fractions(config.prune.schedule, config.prune.steps, final)
+    shuffled = experiment.generator("cohorts").permutation(len(experiment.clients))
+    cohorts = np.array_split(shuffled, len(fractions))
+    return [
+        (Step(number, tuple(sorted(cohort.tolist())), 1.0), fraction)
+        for number, (cohort, fraction) in enumerate(zip(cohorts, fractions, strict=True), start=1)
+    ]
+
+
+def _prune(
+    experiment: Experiment,
+    held: Held,
+    dense: Held,
+    step: Step,
+    fraction: float,
+    rank: Ranker,
+    prefix: str,
+    counterfactual: bool,
+) -> Held:
+    def action() -> tuple[Architecture, Tensor, JsonDict]:
+        layout = held.layout()
+        budget = relative_budget(experiment, dense.layout(), layout, fraction)
+        asked = Step(step.number, step.clients, client_fraction(layout, budget))
+        ranking = rank(experiment, held, asked, counterfactual)
+        mask = choose(experiment, ranking.score, layout, budget)
+        result = _describe(experiment, held, ranking, layout, budget, mask)
+        if not counterfactual:
+            _save_votes(experiment, step.number, ranking, mask)
+        return (*_shrunk(held, layout, mask), result)
+
+    name = f"{prefix}vote-{step.number}"
+    say = "" if counterfactual else f"step {step.number}: kept {{units}} of {{of}} units"
+    return experiment.model_phase(name, action, say)[0]
+
+
+def relative_budget(
+    experiment: Experiment, dense: UnitLayout, current: UnitLayout, fraction: float
+) -> Mapping[str, float]:
+    """Translate a fraction of the dense network into one of the current network."""
+    name, _ = experiment.config.prune.budget
+    if name == "keep_units":
+        target, total = float(np.floor(fraction * len(dense) + 1e-9)), float(len(current))
+    elif name == "keep_macs":
+        target, total = fraction * dense.total_macs, float(current.total_macs)
+    else:
+        target, total = fraction * dense.total_params, float(current.total_params)
+    if target <= 0:
+        raise PruningError(f"prune.{name} = {fraction:g} keeps nothing of {len(dense)} units")
+    return {name: min(1.0, target / total)}
+
+
+def client_fraction(layout: UnitLayout, budget: Mapping[str, float]) -> float:
+    """The fraction of units that clients vote to keep under a budget."""
+    if "keep_units" in budget:
+        return budget["keep_units"]
+    return pruning.expected_keep_units(
+        layout, keep_macs=budget.get("keep_macs"), keep_params=budget.get("keep_params")
+    )
+
+
+def choose(
+    experiment: Experiment, ranking: np.ndarray, layout: UnitLayout, budget: Mapping[str, float]
+) -> Tensor:
+    """Select units by a ranking under the configured budget and floor."""
+    return pruning.select(
+        torch.from_numpy(np.array(ranking, dtype=np.float64)),
+        layout,
+        keep_units=budget.get("keep_units"),
+        keep_macs=budget.get("keep_macs"),
+        keep_params=budget.get("keep_params"),
+        floor=experiment.config.prune.floor,
+    )
+
+
+def _shrunk(held: Held, layout: UnitLayout, mask: Tensor) -> tuple[Architecture, Tensor]:
+    small = pruning.shrink(held.model(), layout, mask)
+    kept = pruning.compose_masks(held.architecture.mask, mask)
+    return held.architecture.with_mask(kept), weights_vector(small)
+
+
+def _describe(
+    experiment: Experiment,
+    held: Held,
+    ranking: Ranking,
+    layout: UnitLayout,
+    budget: Mapping[str, float],
+    mask: Tensor,
+) -> JsonDict:
+    result: JsonDict = {
+        "units": int(mask.sum()),
+        "of": len(layout),
+        "budget": dict(budget),
+        "mask": bits(pruning.compose_masks(held.architecture.mask, mask)),
+    }
+    if ranking.prior_free is not None:
+        free = choose(experiment, ranking.prior_free, layout, budget)
+        result["mask_without_prior"] = bits(
+            pruning.compose_masks(held.architecture.mask, free)
+        )
+    if ranking.variance is not None:
+        result["variance_per_vote"] = float(ranking.variance.mean())
+    return result
+
+
+def _save_votes(experiment: Experiment, number: int, ranking: Ranking, mask: Tensor) -> None:
+    """Add a step's votes to votes.safetensors."""
+    known = {}
+    if experiment.folder.has("votes.safetensors"):
+        known = experiment.folder.read_tensors("votes.safetensors")
+    parts: dict[str, np.ndarray | None] = {
+        "mean": ranking.mean,
+        "variance": ranking.variance,
+        "posterior": ranking.score,
+    }
+    for part, values in parts.items():
+        if values is not None:
+            known[f"step{number}.{part}"] = torch.from_numpy(np.array(values, dtype=np.float64))
+    known[f"step{number}.mask"] = mask
+    experiment.folder.write_tensors("votes.safetensors", known)
+
+
+def bits(mask: Tensor) -> str:
+    """Write a mask as "0" and "1"."""
+    return "".join("1" if keep else "0" for keep in mask.tolist())
+
+
+def mask_recall(found: str, wanted: str) -> float:
+    """The share of the wanted mask's kept units that the found mask keeps too."""
+    wanted_units: Sequence[int] = [i for i, bit in enumerate(wanted) if bit == "1"]
+    return sum(found[i] == "1" for i in wanted_units) / len(wanted_units)

@@ -1,0 +1,172 @@
+"""summary.json: what a finished run says about itself, every figure from a phase's result."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from fedprune import privacy, study
+from fedprune.federated.experiment import Experiment, Held, JsonDict
+from fedprune.federated.path import Outcome, mask_recall
+from fedprune.runs import certified_accuracies, ledger_totals
+
+_PACKAGES = ("fedprune", "flwr", "numpy", "safetensors", "torch", "torch-pruning", "torchvision")
+
+
+def summarize(
+    experiment: Experiment,
+    dense: Held,
+    private: Outcome,
+    baselines: Mapping[str, Outcome] | None,
+) -> JsonDict:
+    """Gather the phases' results into the summary, and write it as the run's last act."""
+    results = {event["phase"]: event["result"] for event in experiment.folder.events()}
+    last_vote = results[f"vote-{experiment.config.prune.steps}"]
+    recalls = _recalls(results, last_vote, experiment.config.prune.steps, baselines)
+    summary: JsonDict = {
+        "name": _name(experiment),
+        "seed": experiment.config.seed,
+        "simulated": experiment.simulated,
+        "accuracy": {
+            "dense": results.get("evaluate-dense", {}).get("accuracy"),
+            "pruned": private.accuracy,
+            "pruned_before_fine_tuning": private.accuracy_before_fine_tuning,
+        },
+        "mask_recall": recalls.get("private"),
+        "mask_recall_without_prior": recalls.get("votes_without_prior"),
+        "baselines": _baselines(baselines, recalls),
+        "paired_difference": None,
+        "kept": _kept(private.held),
+        "cost": results["cost"],
+        "privacy": privacy_summary(experiment, results),
+        "fairness": results.get("fairness"),
+        "robustness": results["robustness"],
+        "certified_accuracy": certified(experiment),
+        "traffic": _traffic(experiment, dense, results),
+        "plan": {
+            key: results["plan"][key] for key in ("predicted_recall", "useful", "advice", "clients")
+        },
+        "seconds": seconds_by_phase(experiment),
+        "versions": versions(),
+        "config": experiment.config.model_dump(),
+    }
+    if baselines is not None:
+        summary["paired_difference"] = study.compare_over_seeds(
+            [summary], experiment.config.evaluate.confidence
+        )
+    experiment.folder.write_json("summary.json", summary)
+    return summary
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the figures."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def privacy_summary(experiment: Experiment, results: Mapping[str, JsonDict]) -> JsonDict:
+    """What the ledger says was spent, with its qualifiers and what it does not cover."""
+    config = experiment.config
+    guarantee = study.guarantee(config)
+    totals = ledger_totals(experiment.folder)
+    kinds = set(totals.kinds)
+    if config.evaluate.tables == "simulation-only":
+        kinds.add("count-table-simulation")
+    if experiment.simulated and config.evaluate.baselines:
+        kinds.add("counterfactual")
+    local = config.privacy.trust == "local"
+    largest = totals.max_epsilon_spent
+    return {
+        "trust": guarantee.trust,
+        "unit": guarantee.unit,
+        "relation": guarantee.relation,
+        "epsilon": guarantee.epsilon if local else None,
+        "delta": guarantee.delta if local else None,
+        "statement": guarantee.sentence(),
+        "mechanism": results["plan"]["mechanism"],
+        "variance_per_vote": results["vote-1"].get("variance_per_vote"),
+        "reports": totals.stored,
+        "max_epsilon_spent": largest,
+        "overall_client_epsilon": (
+            None if largest is None else privacy.overall_client_epsilon(largest, kinds)
+        ),
+        "not_covered": privacy.not_covered(kinds),
+    }
+
+
+def _recalls(
+    results: Mapping[str, JsonDict],
+    last_vote: JsonDict,
+    steps: int,
+    baselines: Mapping[str, Outcome] | None,
+) -> dict[str, float]:
+    """Recall of every mask against the one that the same clients would choose without noise."""
+    if baselines is None:
+        return {}
+    wanted = results[f"votes_without_noise/vote-{steps}"]["mask"]
+    masks = {name: results[f"{name}/vote-{steps}"]["mask"] for name in baselines}
+    masks["private"] = last_vote["mask"]
+    masks["votes_without_prior"] = last_vote.get("mask_without_prior", last_vote["mask"])
+    return {name: mask_recall(mask, wanted) for name, mask in masks.items()}
+
+
+def _baselines(
+    baselines: Mapping[str, Outcome] | None, recalls: Mapping[str, float]
+) -> JsonDict | None:
+    if baselines is None:
+        return None
+    return {
+        name: {
+            "accuracy": outcome.accuracy,
+            "accuracy_before_fine_tuning": outcome.accuracy_before_fine_tuning,
+            "mask_recall": recalls[name],
+        }
+        for name, outcome in baselines.items()
+    }
+
+
+def _kept(held: Held) -> JsonDict:
+    layout, mask = held.architecture.dense_layout, held.architecture.mask
+    groups = []
+    for group in layout.groups:
+        part = mask[group.start : group.stop]
+        groups.append({"name": group.name, "kept": int(part.sum()), "of": len(part)})
+    return {"units": int(mask.sum()), "of": len(layout), "by_group": groups}
+
+
+def certified(experiment: Experiment) -> JsonDict:
+    """Certified accuracy at the configured radius, from stored margins and recomputed bounds."""
+    radius, unit = experiment.config.evaluate.certified_radius, experiment.dataset.input_unit
+    found: JsonDict = {"radius": radius, "unit": unit, "dense": None, "pruned": None}
+    if experiment.folder.has("margins.safetensors"):
+        found.update(
+            certified_accuracies(experiment.folder, radius, experiment.dataset.input_std)
+        )
+    return found
+
+
+def _traffic(experiment: Experiment, dense: Held, results: Mapping[str, JsonDict]) -> JsonDict:
+    del experiment
+    return {
+        "up_bytes_per_client": results["plan"]["up_bytes_per_client"],
+        "down_bytes_per_client": 4 * dense.weights.numel(),
+        "dense_upload_bytes": 4 * dense.weights.numel(),
+        "what": "payload of one mask report, and of the question it answers, without framing",
+    }
+
+
+def seconds_by_phase(experiment: Experiment) -> dict[str, float]:
+    """Seconds of every finished phase, rounds of one stage added up."""
+    seconds: dict[str, float] = {}
+    for event in experiment.folder.events():
+        prefix, _, phase = event["phase"].rpartition("/")
+        stage = phase.rsplit("-", 1)[0] if phase[-1:].isdigit() else phase
+        name = f"{prefix}/{stage}" if prefix else stage
+        seconds[name] = round(seconds.get(name, 0.0) + float(event["seconds"]), 3)
+    return seconds
+
+
+def _name(experiment: Experiment) -> str:
+    config: Any = experiment.config
+    return f"{config.model.name} on {config.data.dataset}"

@@ -1,0 +1,203 @@
+"""How a step's ranking of units comes about: by private votes, or by what they are compared with.
+
+A ranking is one number a unit, higher = keep. All rankings then go through the same selection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprune import pruning
+from fedprune.config import Scalar
+from fedprune.errors import FederationError, ReportError
+from fedprune.federated.experiment import Experiment, Held, mask_from_bytes
+from fedprune.federated.messages import Question
+from fedprune.privacy import (
+    Report,
+    ThresholdResponse,
+    VoteEstimate,
+    magnitude_posterior,
+)
+from fedprune.privacy.estimation import Counts
+from fedprune.pruning import UnitLayout
+
+Vector = NDArray[np.float64]
+_BATCH = 1000
+_OBSERVED_FROM = 20  # reports a block from which counts are conditioned on
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the pruning schedule.
+
+    Attributes:
+        number: 1, 2, ...
+        clients: who is asked in it.
+        keep_units: the fraction of the current model's units that each client votes to keep.
+    """
+
+    number: int
+    clients: tuple[int, ...]
+    keep_units: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a step's selection is made from: [num_units] each.
+
+    Attributes:
+        score: higher = keep.
+        mean, variance: of the votes, where there were votes.
+        prior_free: the ranking without the magnitude prior, where one was used.
+    """
+
+    score: Vector
+    mean: Vector | None = None
+    variance: Vector | None = None
+    prior_free: Vector | None = None
+
+
+Ranker: TypeAlias = Callable[[Experiment, Held, Step, bool], Ranking]
+
+
+def private_votes(experiment: Experiment, held: Held, step: Step, counterfactual: bool) -> Ranking:
+    """Randomised reports, debiased, shrunk towards the magnitude line if so configured."""
+    if experiment.config.privacy.trust == "none":
+        votes, _ = _plain_answers(experiment, held, step, counterfactual)
+        return Ranking(votes, votes, np.zeros_like(votes))  # exact for these clients
+    estimate = _collect_reports(experiment, held, step)
+    if experiment.config.privacy.prior == "none":
+        return Ranking(estimate.mean, estimate.mean, estimate.variance, estimate.mean)
+    layout = held.layout()
+    posterior = magnitude_posterior(
+        estimate.mean, estimate.variance, _magnitude(held, layout), layout.group_of
+    )
+    return Ranking(posterior.mean, estimate.mean, estimate.variance, estimate.mean)
+
+
+def clean_votes(experiment: Experiment, held: Held, step: Step, counterfactual: bool) -> Ranking:
+    """The share of clients that keep each unit, without any noise (simulation only)."""
+    votes, _ = _plain_answers(experiment, held, step, counterfactual)
+    return Ranking(votes)
+
+
+def pooled_scores(experiment: Experiment, held: Held, step: Step, counterfactual: bool) -> Ranking:
+    """The mean of the clients' scores, as if they were pooled (simulation only)."""
+    _, scores = _plain_answers(experiment, held, step, counterfactual)
+    return Ranking(scores)
+
+
+def magnitude(experiment: Experiment, held: Held, step: Step, counterfactual: bool) -> Ranking:
+    """The l2 norm of each unit's weights: no client is asked."""
+    del experiment, step, counterfactual
+    return Ranking(_magnitude(held, held.layout()))
+
+
+def random(experiment: Experiment, held: Held, step: Step, counterfactual: bool) -> Ranking:
+    """A seeded shuffle."""
+    del counterfactual
+    generator = experiment.generator("random ranking", step.number)
+    return Ranking(generator.random(len(held.layout())))
+
+
+BASELINES: Mapping[str, Ranker] = {
+    "votes_without_noise": clean_votes,
+    "pooled": pooled_scores,
+    "magnitude": magnitude,
+    "random": random,
+}
+
+
+def mechanism_for(epsilon: float, num_units: int) -> ThresholdResponse:
+    """The mechanism that a run uses for a model with so many units."""
+    return ThresholdResponse(epsilon, num_units)
+
+
+def counts_for(mechanism: ThresholdResponse, num_reports: int) -> Counts:
+    """Condition on the observed counts of reports where every block surely gets many."""
+    return "observed" if num_reports >= _OBSERVED_FROM * mechanism.num_blocks else "expected"
+
+
+def _magnitude(held: Held, layout: UnitLayout) -> Vector:
+    scores = pruning.score(held.model(), layout, [], criterion="magnitude_l2")
+    return np.asarray(scores.double().numpy())
+
+
+def _task(experiment: Experiment, layout: UnitLayout, step: Step) -> dict[str, Scalar]:
+    return {
+        "criterion": experiment.config.prune.criterion,
+        "fingerprint": layout.fingerprint,
+        "keep_units": step.keep_units,
+        "floor": experiment.config.prune.floor,
+    }
+
+
+def _collect_reports(experiment: Experiment, held: Held, step: Step) -> VoteEstimate:
+    layout = held.layout()
+    mechanism = mechanism_for(experiment.config.privacy.epsilon, len(layout))
+    settings = _task(experiment, layout, step) | {
+        "epsilon": mechanism.epsilon,
+        "block_units": mechanism.block_units,
+        "threshold": mechanism.threshold,
+    }
+    question = experiment.question(f"report-{step.number}", held, settings)
+    answers = experiment.conversation.ask(
+        "query.report", question, step.clients, f"reports of step {step.number}"
+    )
+    sums = mechanism.new_sums()
+    reports: list[Report] = []
+    for client, answer in answers:
+        reports.append(_checked_report(mechanism, client, answer.config_records["answer"]))
+        if len(reports) == _BATCH:
+            sums, reports = mechanism.add(sums, reports), []
+    sums = mechanism.add(sums, reports)
+    return mechanism.estimate_sums(sums, counts=counts_for(mechanism, len(step.clients)))
+
+
+def _checked_report(
+    mechanism: ThresholdResponse, client: int, record: Mapping[str, object]
+) -> Report:
+    payload = record.get("report")
+    if not isinstance(payload, bytes):
+        raise FederationError(f"client {client} sent no report")
+    try:
+        mechanism.format.decode([Report(payload)])
+    except ReportError as error:
+        raise ReportError(f"client {client}: {error}") from None
+    return Report(payload)
+
+
+def _plain_answers(
+    experiment: Experiment, held: Held, step: Step, counterfactual: bool
+) -> tuple[Vector, Vector]:
+    """Mean masks and mean scores of a step's clients, without noise."""
+    layout = held.layout()
+    question = experiment.question(
+        f"masks-{step.number}", held, _task(experiment, layout, step), counterfactual=counterfactual
+    )
+    votes, scores = np.zeros(len(layout)), np.zeros(len(layout))
+    for mask, score in _plain_pairs(experiment, question, step, len(layout)):
+        votes += mask
+        scores += score
+    return votes / len(step.clients), scores / len(step.clients)
+
+
+def _plain_pairs(
+    experiment: Experiment, question: Question, step: Step, num_units: int
+) -> Iterator[tuple[NDArray[np.bool_], Vector]]:
+    label = f"masks of step {step.number}"
+    for client, answer in experiment.conversation.ask("query.masks", question, step.clients, label):
+        record = answer.config_records["answer"]
+        packed, scores = record["mask"], record["scores"]
+        if not isinstance(packed, bytes) or not isinstance(scores, bytes):
+            raise FederationError(f"client {client} sent no mask")
+        yield (
+            mask_from_bytes(packed, num_units),
+            np.frombuffer(scores, dtype="<f4").astype(np.float64),
+        )
+

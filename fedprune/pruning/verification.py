@@ -1,0 +1,117 @@
+"""Prove a layout on random weights: zeroing units and removing them must give the same outputs.
+
+torch-pruning takes every operation that it does not know for an elementwise one. Where that is
+wrong (a mean over channels, a shuffle with fixed sizes), the trial fails and the model is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.errors import PruningError
+from fedprune.pruning.members import has_channels, is_selection
+from fedprune.pruning.surgery import mask_model, shrink
+from fedprune.pruning.tracing import moving_operations, one_line
+
+if TYPE_CHECKING:
+    from fedprune.pruning.layout import UnitLayout
+
+_LARGE = 20_000_000  # parameters above which a copy in double precision costs too much memory
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+
+
+def verify(model: nn.Module, layout: UnitLayout, example_input: Tensor) -> None:
+    """Remove every unit in one of two trials and compare.
+
+    Raises:
+        PruningError: naming the first group that cannot be removed exactly.
+    """
+    trial, example = _trial_model(model, example_input)
+    if all(_difference(trial, layout, example, mask) is None for mask in _halves(layout)):
+        return
+    for group in layout.groups:
+        for half in _halves(layout):
+            mask = torch.ones(len(layout), dtype=torch.bool)
+            mask[group.units] = half[group.units]
+            reason = _difference(trial, layout, example, mask)
+            if reason is not None:
+                raise PruningError(
+                    f"{layout.model_name} cannot be pruned exactly: removing channels of "
+                    f"{group.name} {reason}{moving_operations(trial, example)}"
+                )
+    raise PruningError(
+        f"{layout.model_name} cannot be pruned exactly: removing channels of several layers at "
+        f"once changes its outputs"
+    )
+
+
+def _halves(layout: UnitLayout) -> list[Tensor]:
+    """Two masks that between them remove every unit whose group has more than one."""
+    first = torch.rand(len(layout), generator=torch.Generator().manual_seed(0)) < 0.5
+    halves = [first, ~first]
+    for group in layout.groups:
+        if len(group) == 1:
+            halves[0][group.units] = halves[1][group.units] = True
+        elif first[group.units].all() or not first[group.units].any():
+            halves[0][group.start] = not halves[0][group.start]
+            halves[1][group.start] = not halves[1][group.start]
+    return halves
+
+
+def _trial_model(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, Tensor]:
+    """A copy with random weights, in double precision where the model can be run in it."""
+    generator = torch.Generator().manual_seed(0)
+    trial = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for module in trial.modules():
+            if has_channels(module) and not is_selection(module):
+                _randomise(module, generator)
+        if not example_input.is_floating_point() or _size(model) > _LARGE:
+            return trial, example_input
+        precise = copy.deepcopy(trial).double()
+        try:
+            precise(example_input.double())
+        except Exception:  # a model may insist on its own dtype; then it is tried in that
+            return trial, example_input
+    return precise, example_input.double()
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _randomise(module: nn.Module, generator: torch.Generator) -> None:
+    is_matrix = not hasattr(module, "running_mean") and not isinstance(module, nn.PReLU)
+    for name, parameter in module.named_parameters(recurse=False):
+        values = torch.randn(parameter.shape, generator=generator)
+        if name == "weight" and is_matrix:
+            values *= (2 / max(values[0].numel(), 1)) ** 0.5
+        elif name == "weight":
+            values = 0.5 + torch.rand(parameter.shape, generator=generator)
+        else:
+            values *= 0.3
+        parameter.copy_(values)
+    for name, buffer in module.named_buffers(recurse=False):
+        if name in ("running_mean", "running_var"):
+            values = torch.rand(buffer.shape, generator=generator)
+            buffer.copy_(values + 0.5 if name == "running_var" else values - 0.5)
+
+
+def _difference(model: nn.Module, layout: UnitLayout, example: Tensor, mask: Tensor) -> str | None:
+    """Say how the zeroed and the shrunk model differ; None if they do not."""
+    with torch.no_grad():
+        masked: Tensor = mask_model(model, layout, mask)(example)
+        try:
+            small: Tensor = shrink(model, layout, mask)(example)
+        except Exception as error:
+            return f"fails ({one_line(error)})"
+    if small.shape != masked.shape:
+        return f"turns outputs of shape {list(masked.shape)} into {list(small.shape)}"
+    scale = float(masked.abs().max())
+    gap = float((small - masked).abs().max())
+    tolerance = _TOLERANCE.get(masked.dtype, 1e-2)
+    return None if gap <= tolerance * scale else f"changes its outputs by {gap:.2g}"

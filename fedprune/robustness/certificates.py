@@ -1,0 +1,268 @@
+"""Certificates: radii inside which no perturbation can change a prediction.
+
+If a network is z = body(x), logits = W z + b, and the body's l2 Lipschitz constant is at most L,
+then logit y stays above logit j for every perturbation shorter than
+
+    (f_y - f_j) / (||w_y - w_j|| L)
+
+and the least of these over j is the certified radius (Tsuzuku et al., NeurIPS 2018, with the
+head's own rows in place of sqrt(2) ||W||). The margin, everything but L, depends on the data; L
+depends on the weights only: an auditor who has stored margins and the model recomputes the rest.
+
+What is covered: the network as a function over the real numbers whose weights, buffers and inputs
+are the stored floats. Logits are computed in float64 and an a-priori bound on the error of that
+computation is subtracted. An implementation in float32 has rounding errors of its own, which the
+certificate does not cover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import special
+from torch import Tensor, nn
+
+from fedprune.errors import RobustnessError
+from fedprune.robustness.lipschitz import bound_network
+from fedprune.robustness.network import Network, Std
+from fedprune.robustness.operations import Dense
+from fedprune.robustness.rounding import (
+    EPSILON,
+    TINY,
+    Floats,
+    divide_down,
+    gamma,
+    norm_up,
+    sqrt_up,
+)
+
+ARITHMETIC = (
+    "the network over the real numbers with its stored weights and inputs; margins computed in "
+    "float64 with an a-priori bound on their error subtracted"
+)
+PAIRWISE = "pairwise differences of the rows of the linear head"
+SQRT2 = "sqrt(2) times the bound of the whole network"
+
+
+@dataclass(frozen=True)
+class Certifier:
+    """Turns inputs into margins and margins into certified radii.
+
+    Attributes:
+        network: the lowered model.
+        split: name of the node that the margins are taken over: the head's input, or the output.
+        body_upper: certified Lipschitz bound of that node with respect to the (unnormalised)
+            input; it needs no data.
+        num_classes: number of logits.
+        method: how margins are normalised, in words.
+        arithmetic: what the certificate covers, in words.
+    """
+
+    network: Network
+    split: str
+    body_upper: float
+    num_classes: int
+    method: str
+    arithmetic: str = ARITHMETIC
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, example_input: Tensor, *, input_std: Std | None = None
+    ) -> Certifier:
+        """Bound a model's body and keep its head.
+
+        Args:
+            model: a classifier in eval mode that gives logits [n, classes]; it is not changed.
+            example_input: [1, ...], for its shape.
+            input_std: [channels] of the normalisation in front of the model; with it radii are in
+                units of the unnormalised input (pixels).
+
+        Raises:
+            RobustnessError: as for `lipschitz`, or if the output is not at least two logits.
+            UnsupportedOpError: an operation without a rigorous rule.
+        """
+        bounded = bound_network(model, example_input, input_std=input_std, keep_head=True)
+        network = bounded.network
+        shape = network.steps[network.output].shape if network.steps else network.input_shape
+        if len(shape) != 2 or shape[1] < 2:
+            raise RobustnessError(
+                f"a certificate needs logits [n, classes] with at least 2 classes, "
+                f"got shape {list(shape)}"
+            )
+        head = network.head
+        split = network.output if head is None else network.steps[head].inputs[0]
+        method = SQRT2 if head is None else PAIRWISE
+        return cls(network, split, bounded.bounds[split], shape[1], method)
+
+    def margins(self, inputs: Tensor, labels: Tensor, *, batch_size: int = 250) -> Floats:
+        """Compute how far each example's body output may move before its label may change.
+
+        Args:
+            inputs: [n, ...] as the model receives them (normalised if it expects that).
+            labels: [n] integer classes.
+            batch_size: examples evaluated at a time.
+
+        Returns:
+            [n] float64, rounded down; not above 0 where the label is not certified at all.
+
+        Raises:
+            RobustnessError: no examples, wrong shapes, values that are not finite, or labels
+                outside the classes.
+        """
+        self._check(inputs, labels)
+        parts = [
+            self._margins(part.detach().to(device="cpu", dtype=torch.float64), truth.cpu())
+            for part, truth in zip(
+                torch.split(inputs, batch_size), torch.split(labels, batch_size), strict=True
+            )
+        ]
+        return np.concatenate(parts)
+
+    def certified_radii(self, margins: Floats) -> Floats:
+        """Divide margins [n] by `body_upper`; see `certified_radii`."""
+        return certified_radii(margins, self.body_upper)
+
+    def _margins(self, inputs: Tensor, labels: Tensor) -> Floats:
+        with torch.no_grad():
+            body = Network(
+                self.network.input, self.network.input_shape, self.network.steps, self.split
+            ).trimmed()
+            evaluation = body.evaluate(inputs)
+        features = evaluation.outputs.numpy()
+        if not np.isfinite(features).all():
+            raise RobustnessError("the model gives values that are not finite on these inputs")
+        gaps = _logit_gaps if self.method == SQRT2 else _HeadGaps(self.network)
+        return gaps(features, evaluation.errors, labels.numpy())
+
+    def _check(self, inputs: Tensor, labels: Tensor) -> None:
+        wanted = self.network.input_shape[1:]
+        if len(inputs) == 0:
+            raise RobustnessError("there are no examples to certify")
+        if tuple(inputs.shape[1:]) != wanted or labels.shape != inputs.shape[:1]:
+            raise RobustnessError(
+                f"inputs must be [n, {', '.join(map(str, wanted))}] and labels [n], "
+                f"got {list(inputs.shape)} and {list(labels.shape)}"
+            )
+        if not bool(torch.isfinite(inputs).all()):
+            raise RobustnessError("the inputs have values that are not finite")
+        low, high = int(labels.min()), int(labels.max())
+        if labels.is_floating_point() or low < 0 or high >= self.num_classes:
+            raise RobustnessError(
+                f"labels must be integers in [0, {self.num_classes}), got {low} to {high}"
+            )
+
+
+def certified_radii(margins: Floats, body_upper: float) -> Floats:
+    """Give the radii [n] below which no perturbation changes the label: margins / bound.
+
+    Rounded down. A radius of 0 or less means that nothing is certified, and every perturbation
+    strictly shorter than a positive radius leaves the prediction on the label.
+
+    Raises:
+        RobustnessError: if the bound is not a positive finite number or a margin is NaN.
+    """
+    values = np.asarray(margins, dtype=np.float64)
+    if not (np.isfinite(body_upper) and body_upper > 0):
+        raise RobustnessError(f"body_upper must be positive and finite, got {body_upper}")
+    if np.isnan(values).any():
+        raise RobustnessError("a margin is NaN")
+    return np.where(values > 0, divide_down(values, body_upper), np.minimum(values, 0.0))
+
+
+def certified_accuracy(radii: Floats, radius: float) -> float:
+    """Give the share of examples certified at a radius: strictly above it.
+
+    Raises:
+        RobustnessError: if there are no examples or the radius is negative or not finite.
+    """
+    certified, total = _count(radii, radius)
+    return certified / total
+
+
+def certified_interval(
+    radii: Floats, radius: float, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Give the exact (Clopper-Pearson) interval for the certified share of the population.
+
+    Args:
+        radii: [n] certified radii of independent examples.
+        radius: at which they are counted, strictly above.
+        confidence: coverage of the two-sided interval, in (0, 1).
+
+    Raises:
+        RobustnessError: as for `certified_accuracy`, or a confidence outside (0, 1).
+    """
+    if not 0 < confidence < 1:
+        raise RobustnessError(f"confidence must be in (0, 1), got {confidence}")
+    certified, total = _count(radii, radius)
+    tail = (1 - confidence) / 2
+    low = special.betaincinv(certified, total - certified + 1, tail) if certified else 0.0
+    missed = total - certified
+    high = special.betaincinv(certified + 1, missed, 1 - tail) if missed else 1.0
+    return float(low), float(high)
+
+
+def _count(radii: Floats, radius: float) -> tuple[int, int]:
+    if len(radii) == 0:
+        raise RobustnessError("there are no examples to count")
+    if not (np.isfinite(radius) and radius >= 0):
+        raise RobustnessError(f"radius must be finite and at least 0, got {radius}")
+    return int(np.count_nonzero(np.asarray(radii) > radius)), len(radii)
+
+
+Gaps = Callable[[Floats, Floats, NDArray[np.int64]], Floats]
+
+
+def _logit_gaps(logits: Floats, errors: Floats, labels: NDArray[np.int64]) -> Floats:
+    """Margins over the logits themselves: (f_y - max f_j) / sqrt(2) - error."""
+    rows = np.arange(len(logits))
+    others = logits.copy()
+    others[rows, labels] = -np.inf
+    gap = np.nextafter(logits[rows, labels] - others.max(axis=1), -np.inf)
+    return np.nextafter(divide_down(gap, sqrt_up(2.0)) - errors, -np.inf)
+
+
+class _HeadGaps:
+    """Margins over the features: min over j of (f_y - f_j) / ||w_y - w_j||, minus the error.
+
+    The head's difference (w_y - w_j) z + b_y - b_j is computed with at most gamma_(n + 8) times the
+    sum of |terms| of error; the features themselves are off by at most `errors` in norm, which the
+    division by ||w_y - w_j|| turns into just that.
+    """
+
+    def __init__(self, network: Network) -> None:
+        operation = network.steps[network.head or ""].operation
+        assert isinstance(operation, Dense)
+        self._weight = operation.weight.numpy()
+        self._bias = operation.bias.numpy()
+        self._magnitude = operation.magnitude.numpy()
+
+    def __call__(self, features: Floats, errors: Floats, labels: NDArray[np.int64]) -> Floats:
+        margins = np.empty(len(features))
+        for label in np.unique(labels):
+            rows = labels == label
+            margins[rows] = self._of_class(int(label), features[rows], errors[rows])
+        return margins
+
+    def _of_class(self, label: int, features: Floats, errors: Floats) -> Floats:
+        others = np.arange(len(self._weight)) != label
+        weight, bias = self._weight[others], self._bias[others]
+        difference = self._weight[label] - weight  # [classes - 1, features]
+        gaps = features @ difference.T + (self._bias[label] - bias)
+        sizes = np.abs(self._weight[label]) + np.abs(weight)
+        terms = np.abs(features) @ sizes.T + self._magnitude[label] + self._magnitude[others]
+        slack = gamma(features.shape[1] + 24) * terms * (1 + 1e-9) + TINY
+        safe = np.nextafter(gaps - slack, -np.inf)
+        lengths = norm_up(difference, axis=1)
+        lengths = lengths + 32 * EPSILON * norm_up(sizes, axis=1)  # rounding of fold and difference
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = np.nextafter(safe / lengths, -np.inf)
+        same = lengths == 0  # equal rows: the gap is constant, whatever the features do
+        ratios = np.where(same, np.where(safe > 0, np.inf, -np.inf), ratios)
+        least = ratios.min(axis=1)
+        result: Floats = np.nextafter(least - errors, -np.inf)
+        return np.where(np.isfinite(least), result, least)

@@ -1,0 +1,133 @@
+"""Lower bounds on a network's Lipschitz constant: Jacobian norms found at sampled points."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.errors import RobustnessError
+from fedprune.randomness import SimulationRandomness
+
+SPREADS = (0.1, 1.0, 3.0)
+"""Standard deviations around the example input at which random points are drawn, in turn."""
+
+POINTS_PER_PASS = 64
+
+
+def lower_bound(
+    model: nn.Module,
+    example_input: Tensor,
+    lower_inputs: Tensor | None,
+    scale: Tensor | None,
+    *,
+    samples: int,
+    iterations: int,
+    seed: int,
+) -> float:
+    """Find the largest Jacobian norm over sampled and given points.
+
+    All points are searched at once in float32; the best is refined in float64 and confirmed by a
+    difference quotient, so that a derivative taken on a kink cannot pass for a slope.
+
+    Args:
+        model: in eval mode; examples of a batch must not influence each other.
+        example_input: [1, ...], the centre of the samples.
+        lower_inputs: [n, ...] further points, or None.
+        scale: [...] entrywise factor from the unnormalised to the model's input, or None.
+        samples: number of random points.
+        iterations: power iterations at each point.
+        seed: of points and starting directions.
+
+    Raises:
+        RobustnessError: if the further points have another shape or are not finite.
+    """
+    points = _points(example_input, lower_inputs, samples, seed)
+    if len(points) == 0:
+        return 0.0
+    generator = torch.Generator().manual_seed(
+        SimulationRandomness(seed, "robustness", "directions").torch_seed()
+    )
+    single = copy.deepcopy(model).to(device="cpu", dtype=torch.float32)
+    factor = torch.ones(points.shape[1:]) if scale is None else scale
+    best_norm, best = -1.0, (points[:1], torch.zeros_like(points[:1]))
+    for part in torch.split(points, POINTS_PER_PASS):
+        start = torch.randn(part.shape, generator=generator)
+        norms, directions = jacobian_norms(
+            single, part.float(), start, factor.float(), iterations=iterations
+        )
+        norms = torch.nan_to_num(norms, nan=-1.0, posinf=-1.0)
+        index = int(norms.argmax())
+        if float(norms[index]) > best_norm:
+            best_norm = float(norms[index])
+            best = (part[index : index + 1], directions[index : index + 1].double())
+    double = single.to(torch.float64)
+    norms, directions = jacobian_norms(
+        double, best[0], best[1], factor.double(), iterations=iterations
+    )
+    return _confirmed(double, best[0], directions * factor.double(), float(norms[0]))
+
+
+def jacobian_norms(
+    model: nn.Module, points: Tensor, directions: Tensor, factor: Tensor, *, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Run power iteration on J^T J at every point at once.
+
+    Args:
+        model: maps [n, ...] to [n, outputs...], example by example.
+        points: [n, ...].
+        directions: [n, ...], where to start.
+        factor: [...] by which the input is scaled: J is the Jacobian times diag(factor).
+        iterations: at least 1.
+
+    Returns:
+        ||J v|| [n] for the last unit vectors v [n, ...], each a lower bound on its Jacobian's norm.
+    """
+    with torch.enable_grad():
+        inputs = points.detach().clone().requires_grad_(True)
+        outputs = model(inputs.clone())
+        dual = torch.zeros_like(outputs, requires_grad=True)
+        (pulled,) = torch.autograd.grad(outputs, inputs, dual, create_graph=True, allow_unused=True)
+        if pulled is None or not pulled.requires_grad:
+            return torch.zeros(len(points), dtype=points.dtype), directions
+        vectors = _unit(directions)
+        for _ in range(max(1, iterations)):
+            # the pull-back is linear in `dual`: its own gradient is the push-forward J v
+            (pushed,) = torch.autograd.grad(pulled, dual, vectors * factor, retain_graph=True)
+            norms, last = pushed.flatten(1).norm(dim=1), vectors
+            (back,) = torch.autograd.grad(outputs, inputs, _unit(pushed), retain_graph=True)
+            vectors = _unit(back * factor)
+    return norms.detach(), last.detach()
+
+
+def _confirmed(model: nn.Module, point: Tensor, direction: Tensor, slope: float) -> float:
+    """Accept a slope that a symmetric difference quotient confirms, else take the quotient."""
+    step = 1e-6 * (1 + float(point.abs().max()))
+    with torch.no_grad():
+        ahead, behind = model(point + step * direction), model(point - step * direction)
+    quotient = float((ahead - behind).norm()) / (2 * step)
+    return slope if quotient >= slope * (1 - 1e-4) else quotient * (1 - 1e-4)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    norms = vectors.flatten(1).norm(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
+    unit: Tensor = vectors / norms.reshape(-1, *[1] * (vectors.ndim - 1))
+    return unit
+
+
+def _points(example: Tensor, given: Tensor | None, samples: int, seed: int) -> Tensor:
+    centre = example.detach().to(device="cpu", dtype=torch.float64)
+    generator = SimulationRandomness(seed, "robustness", "points").generator
+    noise = torch.from_numpy(generator.standard_normal((samples, *centre.shape[1:])))
+    spreads = torch.tensor([SPREADS[i % len(SPREADS)] for i in range(samples)], dtype=noise.dtype)
+    drawn = centre + noise * spreads.reshape(-1, *[1] * (centre.ndim - 1))
+    if given is None:
+        return drawn
+    if given.shape[1:] != example.shape[1:]:
+        raise RobustnessError(
+            f"lower_inputs must have shape [n, {list(example.shape[1:])}], got {list(given.shape)}"
+        )
+    if not bool(torch.isfinite(given).all()):
+        raise RobustnessError("lower_inputs has values that are not finite")
+    return torch.cat([drawn, given.detach().to(device="cpu", dtype=torch.float64)])

@@ -1,0 +1,345 @@
+"""The operations of a lowered network: how each runs, how far it stretches, how it rounds.
+
+A network is lowered to these few kinds. Each can run in float64 on a batch, bounds its own l2
+Lipschitz constant, says how bounds of its inputs compose, and bounds the rounding error that one
+evaluation in float64 adds. A new kind of analysis is one more method here.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedprune.robustness.layer_norms import (
+    Geometry,
+    absolute_norm,
+    convolution_norm,
+    convolve,
+)
+from fedprune.robustness.rounding import (
+    EPSILON,
+    TINY,
+    Floats,
+    add_up,
+    gamma,
+    multiply_up,
+    norm_up,
+    product_up,
+    sqrt_up,
+    up,
+)
+from fedprune.robustness.spectral import Norm, matrix_norm
+
+FOLD_STEPS = 16
+"""Roundings allowed in a folded weight or bias, added to the length of each inner product."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Forward error of one float64 evaluation, in l2 norm for one example.
+
+    At most `per_input` times the norm of the inputs, plus `per_output` times the norm of the
+    output, plus `constant`.
+    """
+
+    per_input: float = 0.0
+    per_output: float = 0.0
+    constant: float = 0.0
+
+
+class Operation(ABC):
+    """One operation of a lowered network, acting on batches [n, ...]."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What the operation is called in tables and errors."""
+
+    @property
+    @abstractmethod
+    def norm(self) -> Norm:
+        """Upper bound on its l2 Lipschitz constant as a real function."""
+
+    @property
+    def rounding(self) -> Rounding:
+        """Error of one evaluation in float64; exact unless said otherwise."""
+        return Rounding()
+
+    @abstractmethod
+    def run(self, *inputs: Tensor) -> Tensor:
+        """Evaluate on a batch in float64."""
+
+    def compose(self, bounds: Floats) -> Floats:
+        """Bound the output's distance from its inputs' distances: [inputs, ...] -> [...]."""
+        return multiply_up(self.norm.value, bounds[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Function(Operation):
+    """A unary operation without weights whose Lipschitz constant is known in closed form."""
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    bound: Norm
+    error: Rounding = field(default_factory=Rounding)
+    keeps_entries: bool = False
+    """True where the output is the input's entries in the same order (identity, flatten)."""
+
+    @property
+    def kind(self) -> str:
+        """The function's name."""
+        return self.name
+
+    @property
+    def norm(self) -> Norm:
+        """The bound it was made with."""
+        return self.bound
+
+    @property
+    def rounding(self) -> Rounding:
+        """The error it was made with."""
+        return self.error
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        """Apply the function."""
+        return self.function(inputs[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal(Operation):
+    """Scale and shift channel by channel: batch norm in eval mode, or a constant factor.
+
+    `scale`, `shift` and `magnitude` are [channels] along axis 1, or of one entry. `magnitude`
+    bounds the terms whose sum is `shift`, before any cancellation.
+    """
+
+    name: str
+    scale: Tensor
+    shift: Tensor
+    magnitude: Tensor
+    entries: int
+    """Entries of one example, to bound the norm of what is added to them."""
+
+    @property
+    def kind(self) -> str:
+        """What the scaling was called in the model."""
+        return self.name
+
+    @cached_property
+    def norm(self) -> Norm:
+        """Largest |scale|, with the rounding of the folding."""
+        largest = float(self.scale.abs().max()) * (1 + FOLD_STEPS * EPSILON)
+        return Norm(up(largest), "largest scale")
+
+    @property
+    def rounding(self) -> Rounding:
+        """A few roundings of |scale x| + |terms of the shift|."""
+        steps = gamma(FOLD_STEPS)
+        constant = product_up(steps, float(self.magnitude.max()), sqrt_up(self.entries))
+        return Rounding(product_up(steps, self.norm.value), 0.0, up(constant + TINY))
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        """Compute scale * x + shift."""
+        shape = [-1] + [1] * (inputs[0].ndim - 2)
+        return inputs[0] * self.scale.reshape(shape) + self.shift.reshape(shape)
+
+
+class Affine(Operation):
+    """A linear map with a bias into which a following batch norm can be folded."""
+
+    @abstractmethod
+    def fold(self, after: Diagonal) -> Affine:
+        """Give the affine map that equals this one followed by `after`."""
+
+    @abstractmethod
+    def scale_input(self, scale: Tensor) -> Affine | None:
+        """Give this map after an entrywise scaling of its input [...], None if it cannot."""
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Affine):
+    """A convolution of 1 to 3 spatial axes: weight [out, in / groups, *kernel], float64."""
+
+    weight: Tensor
+    bias: Tensor
+    magnitude: Tensor
+    geometry: Geometry
+    folded: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The convolution and what was folded into it."""
+        return f"conv{len(self.geometry.axes)}d{self.folded}"
+
+    @cached_property
+    def norm(self) -> Norm:
+        """Bound by the rules of `layer_norms`."""
+        return convolution_norm(self.weight.numpy(), self.geometry)
+
+    @cached_property
+    def rounding(self) -> Rounding:
+        """gamma_n |W| |x| for inner products of n terms in any order, plus the bias's terms."""
+        steps = gamma(math.prod(self.weight.shape[1:]) + FOLD_STEPS)
+        positions = math.prod(axis.outputs for axis in self.geometry.axes)
+        constant = product_up(steps, _norm(self.magnitude), sqrt_up(positions))
+        slope = product_up(steps, absolute_norm(self.weight.numpy(), self.geometry))
+        return Rounding(slope, 0.0, up(constant + TINY))
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        """Convolve in float64 on the CPU: direct inner products, no transform algorithms."""
+        return convolve(inputs[0], self.weight, self.bias, self.geometry)
+
+    def fold(self, after: Diagonal) -> Convolution:
+        """Fold a scaling of the output channels."""
+        rows = [-1] + [1] * (self.weight.ndim - 1)
+        return replace(
+            self,
+            weight=self.weight * after.scale.reshape(rows),
+            bias=self.bias * after.scale + after.shift,
+            magnitude=self.magnitude * after.scale.abs() + after.magnitude,
+            folded=f"{self.folded}+{after.kind}",
+        )
+
+    def scale_input(self, scale: Tensor) -> Convolution | None:
+        """Fold a scaling [in, *map] that is constant over the map."""
+        channels = scale.flatten(1)
+        if scale.shape[0] != self.weight.shape[1] * self.geometry.groups:
+            return None
+        if not torch.equal(channels, channels[:, :1].expand_as(channels)):
+            return None
+        by_group = channels[:, 0].reshape(self.geometry.groups, 1, -1)
+        grouped = self.weight.reshape(self.geometry.groups, -1, *self.weight.shape[1:])
+        shape = by_group.shape + (1,) * (self.weight.ndim - 2)
+        return replace(self, weight=(grouped * by_group.reshape(shape)).reshape(self.weight.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Affine):
+    """A matrix [out, in] on the last axis, float64; `positions` is how often it is applied."""
+
+    weight: Tensor
+    bias: Tensor
+    magnitude: Tensor
+    positions: int = 1
+    folded: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The linear map and what was folded into it."""
+        return f"linear{self.folded}"
+
+    @cached_property
+    def norm(self) -> Norm:
+        """Largest singular value of the weight."""
+        return matrix_norm(self.weight.numpy())
+
+    @cached_property
+    def rounding(self) -> Rounding:
+        """gamma_n |W| |x| for inner products of n terms in any order, plus the bias's terms."""
+        steps = gamma(self.weight.shape[1] + FOLD_STEPS)
+        constant = product_up(steps, _norm(self.magnitude), sqrt_up(self.positions))
+        return Rounding(product_up(steps, _norm(self.weight)), 0.0, up(constant + TINY))
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        """Compute x W^T + b."""
+        return torch.nn.functional.linear(inputs[0], self.weight, self.bias)
+
+    def fold(self, after: Diagonal) -> Dense:
+        """Fold a scaling of the outputs."""
+        return replace(
+            self,
+            weight=self.weight * after.scale.reshape(-1, 1),
+            bias=self.bias * after.scale + after.shift,
+            magnitude=self.magnitude * after.scale.abs() + after.magnitude,
+            folded=f"{self.folded}+{after.kind}",
+        )
+
+    def scale_input(self, scale: Tensor) -> Dense | None:
+        """Fold a scaling [in]."""
+        return replace(self, weight=self.weight * scale) if scale.ndim == 1 else None
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Operation):
+    """A weighted sum of branches: skip connections, differences, a constant added."""
+
+    weights: Sequence[float]
+    constant: Tensor | None = None
+
+    @property
+    def kind(self) -> str:
+        """Always "add"."""
+        return "add"
+
+    @property
+    def norm(self) -> Norm:
+        """The factor of the largest branch; bounds of the branches are added up in `compose`."""
+        return Norm(max(abs(weight) for weight in self.weights), "sum of branches")
+
+    @property
+    def rounding(self) -> Rounding:
+        """One product a branch and one sum each."""
+        steps = gamma(2 * len(self.weights) + 2)
+        slope = product_up(steps, self.norm.value)
+        size = 0.0 if self.constant is None else _norm(self.constant)
+        return Rounding(slope, steps, product_up(2 * steps, size))
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        """Add the weighted branches."""
+        total = inputs[0] * self.weights[0]
+        for weight, branch in zip(self.weights[1:], inputs[1:], strict=True):
+            total = total + weight * branch
+        return total if self.constant is None else total + self.constant
+
+    def compose(self, bounds: Floats) -> Floats:
+        """Sum |weight| L over the branches."""
+        total = np.zeros_like(bounds[0])
+        for weight, bound in zip(self.weights, bounds, strict=True):
+            total = add_up(total, multiply_up(abs(weight), bound))
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenation(Operation):
+    """Branches side by side along an axis other than the batch's."""
+
+    axis: int
+
+    @property
+    def kind(self) -> str:
+        """Always "concat"."""
+        return "concat"
+
+    @property
+    def norm(self) -> Norm:
+        """1 for each branch; `compose` takes the root of the sum of squares."""
+        return Norm(1.0, "root of the sum of squares")
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        """Concatenate."""
+        return torch.cat(inputs, dim=self.axis)
+
+    def compose(self, bounds: Floats) -> Floats:
+        """Take sqrt(sum L^2) over the branches."""
+        scale = np.maximum(bounds.max(axis=0), TINY)  # squares must neither overflow nor vanish
+        ratios: Floats = np.nextafter(bounds / scale, np.inf)
+        squares = np.square(ratios).sum(axis=0) * (1 + (len(bounds) + 4) * EPSILON)
+        roots: Floats = np.nextafter(np.sqrt(squares), np.inf)
+        return multiply_up(roots, scale)
+
+
+def copy_entries(name: str, function: Callable[[Tensor], Tensor]) -> Function:
+    """Make an operation that hands its input's entries on unchanged and in order."""
+    return Function(name, function, Norm(1.0, "exact"), keeps_entries=True)
+
+
+def _norm(values: Any) -> float:
+    return float(norm_up(values.numpy()))

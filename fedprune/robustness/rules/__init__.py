@@ -1,0 +1,29 @@
+"""One rule for each kind of operation, as module, function and tensor method."""
+
+from fedprune.robustness.rules import activation, affine, arithmetic, pooling, shape
+from fedprune.robustness.rules._registry import (
+    FUNCTION_RULES,
+    METHOD_RULES,
+    MODULE_RULES,
+    Call,
+    Value,
+    find_values,
+    module_rule,
+    register,
+)
+
+__all__ = [
+    "FUNCTION_RULES",
+    "METHOD_RULES",
+    "MODULE_RULES",
+    "Call",
+    "Value",
+    "activation",
+    "affine",
+    "arithmetic",
+    "find_values",
+    "module_rule",
+    "pooling",
+    "register",
+    "shape",
+]

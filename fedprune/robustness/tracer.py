@@ -1,0 +1,267 @@
+"""From a torch module to a lowered network: symbolic trace, rules, batch norm folded.
+
+The graph comes from torch.fx, because hooks on modules do not see the additions of skip
+connections. The lowered network is run beside the model it came from, in float64, and refused if
+the two differ: hidden state, in-place tricks or data-dependent Python cannot slip through.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from fedprune.errors import RobustnessError, UnsupportedOpError
+from fedprune.randomness import SimulationRandomness
+from fedprune.robustness.network import Network, Step
+from fedprune.robustness.operations import Affine, Dense, Diagonal, Operation
+from fedprune.robustness.rules import (
+    FUNCTION_RULES,
+    METHOD_RULES,
+    Call,
+    Value,
+    module_rule,
+)
+
+AGREEMENT = 1e-7
+"""Relative difference allowed between the model and its lowered form, both in float64."""
+
+
+def lower(model: nn.Module, example_input: Tensor) -> Network:
+    """Lower a model in eval mode to a `Network`.
+
+    Args:
+        model: on any device, in eval mode, without hooks; it is not changed.
+        example_input: [1, ...], the shape for which the bound holds.
+
+    Raises:
+        RobustnessError: if the model is in train mode, has hooks or weights that are not finite,
+            cannot be traced, or does not compute what its trace computes.
+        UnsupportedOpError: if an operation has no rigorous rule; names node and operation.
+    """
+    check_model(model)
+    _check_example(example_input)
+    inputs = example_input.detach().to(device="cpu", dtype=torch.float64)
+    if module_rule(model) is not None:  # a lone layer becomes a node instead of being opened
+        model = nn.Sequential(model).eval()
+    with torch.no_grad():
+        network = fold_batch_norms(_Lowering(model, inputs).network())
+        _check_agreement(model, network, inputs)
+    return network
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model whose eval-mode function is not fixed by finite weights.
+
+    Raises:
+        RobustnessError: naming the module or tensor.
+    """
+    for name, module in model.named_modules():
+        place = f"module {name!r}" if name else "the model"
+        if module.training:
+            raise RobustnessError(f"{place} is in train mode; call model.eval() first")
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise RobustnessError(f"{place} has forward hooks, whose effect cannot be bounded")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise RobustnessError(f"tensor {name!r} of the model has values that are not finite")
+
+
+def fold_batch_norms(network: Network) -> Network:
+    """Fold each batch norm into the convolution or linear map before it that only it reads."""
+    steps = dict(network.steps)
+    renamed: dict[str, str] = {}
+    readers = network.readers()
+    for name, step in network.steps.items():
+        inputs = tuple(renamed.get(source, source) for source in step.inputs)
+        steps[name] = Step(step.operation, inputs, step.shape)
+        before = steps.get(inputs[0])
+        if not _is_foldable(step, before) or readers[step.inputs[0]] != 1:
+            continue
+        assert before is not None
+        affine = cast(Affine, before.operation)
+        folded = affine.fold(cast(Diagonal, step.operation))
+        steps[inputs[0]] = Step(folded, before.inputs, before.shape)
+        renamed[name] = inputs[0]
+        del steps[name]
+    output = renamed.get(network.output, network.output)
+    return Network(network.input, network.input_shape, steps, output)
+
+
+def _is_foldable(step: Step, before: Step | None) -> bool:
+    if before is None or not isinstance(step.operation, Diagonal):
+        return False
+    channels_are_last = isinstance(before.operation, Dense) and len(before.shape) != 2
+    return isinstance(before.operation, Affine) and not channels_are_last
+
+
+class _Tracer(fx.Tracer):
+    """Treats every module that has a rule as one node, subclasses that inherit forward too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_rule(m) is not None:
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+
+class _Lowering:
+    """Walks a traced graph once; holds what each node stands for."""
+
+    def __init__(self, model: nn.Module, example_input: Tensor) -> None:
+        self._model = model
+        self._graph = _trace(model)
+        self._known: dict[fx.Node, Any] = {}
+        self._samples: dict[str, Tensor] = {}
+        self._steps: dict[str, Step] = {}
+        self._example = example_input
+        self._input: Value | None = None
+
+    def network(self) -> Network:
+        """Lower every node that the output needs."""
+        output: Any = None
+        for node in self._graph.nodes:
+            if node.op == "output":
+                output = self._resolve(node.args[0])
+            else:
+                self._known[node] = self._lower(node)
+        if not isinstance(output, Value) or self._input is None:
+            raise RobustnessError(
+                "the model must return one tensor that depends on its input, "
+                f"got {type(output).__name__}"
+            )
+        return Network(self._input.name, self._input.shape, self._steps, output.name).trimmed()
+
+    def _lower(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self._placeholder(node)
+        if node.op == "get_attr":
+            return _attribute(self._model, str(node.target))
+        call = self._call(node)
+        values = list(call.values())
+        if not values:
+            return self._constant(node, call)
+        if _asks_shape(node, call):
+            return _shape_answer(node, call)
+        return self._apply(node, call, values)
+
+    def _placeholder(self, node: fx.Node) -> Any:
+        if self._input is None:
+            self._input = Value(node.name, tuple(self._example.shape))
+            self._samples[node.name] = self._example
+            return self._input
+        if node.args:
+            return node.args[0]
+        raise RobustnessError(f"the model needs a second input {node.name!r}; one is allowed")
+
+    def _call(self, node: fx.Node) -> Call:
+        module = None
+        label = node.target if isinstance(node.target, str) else _function_name(node.target)
+        if node.op == "call_module":
+            module = self._model.get_submodule(str(node.target))
+            label = type(module).__name__
+        args = tuple(self._resolve(argument) for argument in node.args)
+        kwargs = {name: self._resolve(argument) for name, argument in node.kwargs.items()}
+        return Call(node.name, label, args, kwargs, module)
+
+    def _resolve(self, argument: Any) -> Any:
+        return fx.node.map_arg(argument, lambda node: self._known[node])
+
+    def _constant(self, node: fx.Node, call: Call) -> Any:
+        """Compute what does not depend on the input: sizes, constants, reshaped weights."""
+        if node.op == "call_function" and callable(node.target):
+            return node.target(*call.args, **call.kwargs)
+        if node.op == "call_method":
+            return getattr(call.args[0], str(node.target))(*call.args[1:], **call.kwargs)
+        return call.refuse("it does not depend on the network's input")
+
+    def _apply(self, node: fx.Node, call: Call, values: list[Value]) -> Value:
+        operation = _operation(node, call)
+        samples = [self._samples[value.name] for value in values]
+        sample = operation.run(*samples)
+        if sample.ndim < 2 or sample.shape[0] != 1:
+            call.refuse(f"its output has shape {tuple(sample.shape)}, without a batch axis")
+        value = Value(node.name, tuple(sample.shape))
+        self._samples[node.name] = sample
+        self._steps[node.name] = Step(operation, tuple(v.name for v in values), value.shape)
+        return value
+
+
+def _operation(node: fx.Node, call: Call) -> Operation:
+    if call.module is not None:
+        rule = module_rule(call.module)
+    elif node.op == "call_method":
+        rule = METHOD_RULES.get(str(node.target))
+    else:
+        rule = FUNCTION_RULES.get(node.target)
+    if rule is None:
+        place = f" (module {node.target})" if call.module is not None else ""
+        call.refuse(f"the operation is not known{place}")
+    try:
+        return rule(call)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise UnsupportedOpError(
+            f"operation {call.label!r} at node {call.node!r} cannot be bounded as it is called: "
+            f"{error}"
+        ) from error
+
+
+def _trace(model: nn.Module) -> fx.Graph:
+    try:
+        return _Tracer().trace(model)
+    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise RobustnessError(
+            f"the graph of {type(model).__name__} cannot be traced: {error}"
+        ) from error
+
+
+def _attribute(model: nn.Module, path: str) -> Any:
+    holder, _, name = path.rpartition(".")
+    return getattr(model.get_submodule(holder), name)
+
+
+def _function_name(target: Any) -> str:
+    return str(getattr(target, "__name__", target))
+
+
+SHAPE_METHODS = ("size", "dim", "ndimension", "numel")
+SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device")
+
+
+def _asks_shape(node: fx.Node, call: Call) -> bool:
+    if node.op == "call_method":
+        return node.target in SHAPE_METHODS
+    return node.target is getattr and call.args[1] in SHAPE_ATTRIBUTES
+
+
+def _shape_answer(node: fx.Node, call: Call) -> Any:
+    stand_in = torch.empty(call.args[0].shape, dtype=torch.float64, device="meta")
+    if node.target is getattr:
+        return torch.device("cpu") if call.args[1] == "device" else getattr(stand_in, call.args[1])
+    return getattr(stand_in, str(node.target))(*call.args[1:], **call.kwargs)
+
+
+def _check_example(example_input: Tensor) -> None:
+    shape = tuple(example_input.shape)
+    if example_input.ndim < 2 or shape[0] != 1:
+        raise RobustnessError(f"example_input must have shape [1, ...], got {list(shape)}")
+    if not bool(torch.isfinite(example_input).all()):
+        raise RobustnessError("example_input has values that are not finite")
+
+
+def _check_agreement(model: nn.Module, network: Network, example: Tensor) -> None:
+    """Run the model and its lowered form in float64 on the example and on noise."""
+    double = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
+    generator = SimulationRandomness(0, "robustness", "agreement").generator
+    noise = torch.from_numpy(generator.standard_normal(tuple(example.shape)))
+    for inputs in (example, example + noise):
+        wanted, found = double(inputs.clone()), network.run(inputs)
+        if not isinstance(wanted, Tensor) or wanted.shape != found.shape:
+            raise RobustnessError("the model does not compute what its traced graph computes")
+        gap = float((wanted - found).norm())
+        if not gap <= AGREEMENT * (1 + float(wanted.norm())):
+            raise RobustnessError(
+                "the model does not compute what its traced graph computes: "
+                f"outputs differ by {gap:.3g}"
+            )

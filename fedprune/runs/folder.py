@@ -1,0 +1,290 @@
+"""A run's folder: append-only events, atomic files, and which phases are finished.
+
+Every file is written under a temporary name, flushed to disk and renamed, so a reader or a
+resumed run never meets half a file. `events.jsonl` gets one fsynced line a finished phase; the
+phase's result stands in that line, and a phase counts as finished exactly when its line does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from fedprune import config as configuration
+from fedprune.config import Config
+from fedprune.errors import RunError
+from fedprune.runs.architecture import Architecture
+
+JsonDict = dict[str, Any]
+
+
+class RunFolder:
+    """An existing run folder; see `create` and `open`."""
+
+    def __init__(self, path: Path) -> None:
+        """Wrap a path; use `create` or `open`."""
+        self.path = path
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def create(cls, path: str | Path, config: Config) -> RunFolder:
+        """Start a run in a new or empty folder.
+
+        Raises:
+            RunError: if the folder already holds something.
+        """
+        path = Path(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise RunError(
+                    f"{path} is not empty; choose another --out, or continue it with "
+                    f"`fedprune resume {path}` if it is a run"
+                )
+            folder = cls(path)
+            folder.write_text("config.toml", configuration.to_toml(config))
+        except OSError as error:
+            raise RunError(f"cannot make the run folder {path}: {error.strerror}") from None
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Open the folder of an earlier run.
+
+        Raises:
+            RunError: if there is none.
+        """
+        path = Path(path)
+        if not (path / "config.toml").is_file():
+            raise RunError(f"{path} is not a run folder: it has no config.toml")
+        return cls(path)
+
+    def lock(self) -> None:
+        """Keep a second process out of this folder until this one ends.
+
+        Raises:
+            RunError: if another process is running it.
+        """
+        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held while the process runs)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{self.path} is in use by another process") from None
+
+    @property
+    def config(self) -> Config:
+        """The resolved configuration that the run was started with."""
+        return configuration.load(self.path / "config.toml")
+
+    # Files.
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file atomically and durably."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise RunError(f"cannot write {target}: {error.strerror}") from None
+
+    def write_text(self, name: str, content: str) -> None:
+        """Write a UTF-8 file atomically and durably."""
+        self.write_bytes(name, content.encode())
+
+    def write_json(self, name: str, content: object) -> None:
+        """Write indented JSON; NaN and infinity are bugs here, not values."""
+        self.write_text(name, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> JsonDict:
+        """Read a JSON file of the run.
+
+        Raises:
+            RunError: if it is missing or damaged.
+        """
+        try:
+            loaded = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except OSError:
+            raise RunError(f"the run {self.path} has no {name}; is it finished?") from None
+        except ValueError as error:
+            raise RunError(f"{self.path / name} is damaged: {error}") from None
+        if not isinstance(loaded, dict):
+            raise RunError(f"{self.path / name} is damaged: not a JSON object")
+        return loaded
+
+    def has(self, name: str) -> bool:
+        """Whether the file is there."""
+        return (self.path / name).is_file()
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors as safetensors."""
+        self.write_bytes(name, save({k: v.detach().contiguous() for k, v in tensors.items()}))
+
+    def read_tensors(self, name: str) -> dict[str, Tensor]:
+        """Read tensors back.
+
+        Raises:
+            RunError: if the file is missing or damaged.
+        """
+        try:
+            return load_file(self.path / name)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"cannot read {self.path / name}: {error}") from None
+
+    def write_model(self, model: nn.Module, name: str) -> None:
+        """Write a model's state as safetensors."""
+        self.write_tensors(name, {k: v.cpu().clone() for k, v in model.state_dict().items()})
+
+    def load_pruned(self) -> tuple[nn.Module, Architecture]:
+        """Rebuild the pruned model: identical outputs, eval mode.
+
+        Raises:
+            RunError: if a file is missing or does not fit the architecture.
+        """
+        return self._load("model.safetensors", self._architecture())
+
+    def load_dense(self) -> tuple[nn.Module, Architecture]:
+        """Rebuild the dense model: identical outputs, eval mode.
+
+        Raises:
+            RunError: if a file is missing or does not fit the architecture.
+        """
+        return self._load("dense.safetensors", self._architecture().without_mask())
+
+    def export_safetensors(self, out: Path | None = None) -> Path:
+        """Copy the pruned model (weights, architecture) into a folder of its own.
+
+        Raises:
+            RunError: if the model is not finished, does not load, or cannot be written.
+        """
+        self.load_pruned()  # what does not load here is not handed out
+        target = RunFolder(out or self.path / "export")
+        for name in ("model.safetensors", "architecture.json"):
+            target.write_bytes(name, (self.path / name).read_bytes())
+        return target.path
+
+    def _architecture(self) -> Architecture:
+        return Architecture.from_json(json.dumps(self.read_json("architecture.json")))
+
+    def _load(self, name: str, architecture: Architecture) -> tuple[nn.Module, Architecture]:
+        model, _ = architecture.build()
+        try:
+            model.load_state_dict(self.read_tensors(name))
+        except RuntimeError as error:
+            first = str(error).splitlines()[0]
+            raise RunError(f"{self.path / name} does not fit its architecture: {first}") from None
+        return model.eval(), architecture
+
+    # Events.
+
+    def events(self) -> list[JsonDict]:
+        """Read the finished phases in order; a torn last line (a crash) is ignored.
+
+        Raises:
+            RunError: if a line before the last is damaged.
+        """
+        path = self.path / "events.jsonl"
+        if not path.is_file():
+            return []
+        lines = path.read_bytes().split(b"\n")
+        complete, torn = lines[:-1], lines[-1]
+        del torn  # no newline: the event was never finished
+        try:
+            return [json.loads(line) for line in complete]
+        except ValueError as error:
+            raise RunError(f"{path} is damaged: {error}") from None
+
+    def append_event(self, event: JsonDict) -> None:
+        """Append one event durably, first cutting off what a crash left of another."""
+        path = self.path / "events.jsonl"
+        with open(path, "a+b") as file:
+            file.seek(0)
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)
+            file.write(json.dumps(event, allow_nan=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(self.path)
+
+    def phase(
+        self,
+        name: str,
+        action: Callable[[], JsonDict],
+        *,
+        extra: Callable[[], JsonDict] = dict,
+    ) -> JsonDict:
+        """Run a phase once: return its result, stored if it was finished before.
+
+        Args:
+            name: unique in the run.
+            action: does the work, writes its files, returns a JSON-able result.
+            extra: further fields of the event, read when the action is done.
+        """
+        for event in self.events():
+            if event["phase"] == name:
+                return dict(event["result"])
+        begun = time.perf_counter()
+        result = action()
+        seconds = time.perf_counter() - begun
+        self.append_event(
+            {
+                "phase": name,
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "seconds": round(seconds, 3),
+                "result": result,
+                **extra(),
+            }
+        )
+        return result
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def weights_vector(model: nn.Module) -> Tensor:
+    """Flatten a model's floating-point state (parameters, buffers) in its own order: [size]."""
+    parts = [t.detach().reshape(-1).float() for t in model.state_dict().values() if _float(t)]
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def load_weights_vector(model: nn.Module, vector: Tensor) -> None:
+    """Write a vector made by `weights_vector` into a model of the same architecture.
+
+    Raises:
+        RunError: if the length differs.
+    """
+    tensors = [t for t in model.state_dict().values() if _float(t)]
+    wanted = sum(t.numel() for t in tensors)
+    if vector.numel() != wanted:
+        raise RunError(f"weights must have {wanted} numbers for this model, got {vector.numel()}")
+    position = 0
+    with torch.no_grad():
+        for tensor in tensors:
+            part = vector[position : position + tensor.numel()]
+            tensor.copy_(part.reshape(tensor.shape))
+            position += tensor.numel()
+
+
+def _float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point()

@@ -1,0 +1,98 @@
+"""Figures that follow from a run folder alone: the run writes them, an auditor repeats them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedprune import fairness, privacy, robustness
+from fedprune.privacy import Ledger
+from fedprune.privacy.ledger import RESERVED, STORED
+from fedprune.randomness import SimulationRandomness
+from fedprune.runs.folder import RunFolder
+
+JsonDict = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LedgerTotals:
+    """What a ledger adds up to.
+
+    Attributes:
+        kinds: of all messages in it.
+        reserved, stored: events charged, and reports with their bytes.
+        max_epsilon_spent: largest sum of any client; None where nothing was charged.
+    """
+
+    kinds: frozenset[str]
+    reserved: int
+    stored: int
+    max_epsilon_spent: float | None
+
+
+def ledger_totals(folder: RunFolder) -> LedgerTotals:
+    """Add up the ledger of a simulated run."""
+    kinds, reserved, stored = set(), 0, 0
+    spent: dict[str, list[float]] = {}
+    with Ledger.open(folder.path / "ledger.sqlite") as ledger:
+        for entry in ledger.entries():
+            kinds.add(entry.kind)
+            stored += entry.stage == STORED
+            if entry.stage == RESERVED:
+                reserved += 1
+                spent.setdefault(entry.client, []).append(entry.epsilon)
+    largest = max((float(privacy.compose_pure(values)) for values in spent.values()), default=None)
+    return LedgerTotals(frozenset(kinds), reserved, stored, largest)
+
+
+def fairness_of_tables(stored: JsonDict) -> JsonDict:
+    """Compute the fairness summary from the content of tables.json."""
+    return fairness.summarize(
+        np.array(stored["test"], dtype=np.int64),
+        stored["names"],
+        SimulationRandomness(int(stored["seed"]), "fairness"),
+        other=np.array([stored["train_total"]], dtype=np.int64),
+        other_name="training rows",
+        group=str(stored["group"]),
+        confidence=float(stored["confidence"]),
+        resamples=int(stored["resamples"]),
+    ).to_json()
+
+
+def lipschitz_bounds(folder: RunFolder, input_std: Sequence[float] | None) -> JsonDict:
+    """Bound both stored models: upper and lower, dense and pruned, and the method."""
+    found: JsonDict = {}
+    for name, (model, architecture) in _models(folder):
+        bound = robustness.lipschitz(model, architecture.example_input, input_std=input_std)
+        found[f"upper_{name}"], found[f"lower_{name}"] = bound.upper, bound.lower
+        found["method"] = bound.method
+    return found
+
+
+def certified_accuracies(
+    folder: RunFolder, radius: float, input_std: Sequence[float] | None
+) -> JsonDict:
+    """Compute both models' certified accuracy from stored margins and recomputed bounds.
+
+    Args:
+        folder: with both models and margins.safetensors.
+        radius: l2, in the unit of the unnormalised input.
+        input_std: [channels] of the normalisation, or None.
+
+    Returns:
+        Share of the evaluation rows certified at `radius`, for "dense" and "pruned".
+    """
+    margins = folder.read_tensors("margins.safetensors")
+    found: JsonDict = {}
+    for name, (model, architecture) in _models(folder):
+        certifier = robustness.Certifier.of(model, architecture.example_input, input_std=input_std)
+        radii = certifier.radii(margins[name].numpy())
+        found[name] = float(robustness.certified_accuracy(radii, radius))
+    return found
+
+
+def _models(folder: RunFolder) -> Iterable[tuple[str, tuple[Any, Any]]]:
+    return (("dense", folder.load_dense()), ("pruned", folder.load_pruned()))

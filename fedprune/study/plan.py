@@ -1,0 +1,180 @@
+"""What a run would cost and find, said before any client spends anything."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fedprune import data, privacy, pruning
+from fedprune.config import Config
+from fedprune.data import Dataset
+from fedprune.privacy.accounting import CLIENT, REPLACEMENT
+from fedprune.privacy.planning import CLIENT_MODEL, USEFUL_RECALL
+from fedprune.pruning import UnitLayout
+from fedprune.runs import Architecture, weights_vector
+
+WANTED_RECALL = 0.9
+_STRONGEST_EPSILON = 16.0
+_TIMED_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The prediction for one configuration.
+
+    Attributes:
+        num_units, params, macs: of the dense network.
+        keep_units: fraction of units that clients vote to keep in the first step.
+        mechanism: in words; None under trust = "none".
+        guarantee: what the epsilon means, in one sentence.
+        reports_per_step: clients that answer in one step.
+        variance_per_vote: exact, of one unit's vote.
+        predicted_recall: of the mask that the same clients would choose without noise, without
+            the magnitude prior's help, under `client_model`.
+        useful: False where the mask would be little better than chance.
+        advice: sentences, worst news first.
+        up_bytes_per_client, down_bytes_per_client: of one report round.
+        dense_upload_bytes: what sending the dense model's weights would take.
+        seconds: rough time on this machine.
+    """
+
+    num_units: int
+    params: int
+    macs: int
+    keep_units: float
+    mechanism: str | None
+    guarantee: str
+    clients: int
+    steps: int
+    reports_per_step: int
+    variance_per_vote: float
+    predicted_recall: float
+    client_model: str
+    useful: bool
+    advice: tuple[str, ...]
+    up_bytes_per_client: int
+    down_bytes_per_client: int
+    dense_upload_bytes: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values."""
+        return {**asdict(self), "advice": list(self.advice)}
+
+
+def plan(config: Config, dataset: Dataset) -> Plan:
+    """Predict variance, recall, bytes and time of a configuration.
+
+    Raises:
+        FedpruneError: if the data cannot be divided or the model not be built as configured.
+    """
+    data.partition(  # refuses what cannot be divided before anything starts
+        dataset,
+        config.data.partition,
+        clients=config.data.clients,
+        seed=config.seed,
+        alpha=config.data.alpha,
+        shards_per_client=config.data.shards_per_client,
+    )
+    architecture = Architecture.dense(config.model.name, dataset.num_classes, dataset.input_shape)
+    model, layout = architecture.build()
+    keep = _first_keep(config, layout)
+    reports = config.data.clients // config.prune.steps
+    mechanism, variance = None, 0.0
+    if config.privacy.trust == "local":
+        mechanism = privacy.ThresholdResponse(config.privacy.epsilon, len(layout))
+        variance = mechanism.variance_per_vote(reports)
+    recall = privacy.predict_recall(variance, keep)
+    floor = max(USEFUL_RECALL, keep + 0.2 * (1 - keep))
+    useful = recall >= floor
+    return Plan(
+        num_units=len(layout),
+        params=int(layout.total_params),
+        macs=int(layout.total_macs),
+        keep_units=keep,
+        mechanism=repr(mechanism) if mechanism else None,
+        guarantee=guarantee(config).sentence(),
+        clients=config.data.clients,
+        steps=config.prune.steps,
+        reports_per_step=reports,
+        variance_per_vote=variance,
+        predicted_recall=recall,
+        client_model=CLIENT_MODEL,
+        useful=useful,
+        advice=() if useful else _advice(config, len(layout), keep, reports, recall, floor),
+        up_bytes_per_client=mechanism.report_bytes if mechanism else (len(layout) + 7) // 8,
+        down_bytes_per_client=4 * weights_vector(model).numel(),
+        dense_upload_bytes=4 * int(layout.total_params),
+        seconds=_seconds(config, dataset, model),
+    )
+
+
+def guarantee(config: Config) -> privacy.Guarantee:
+    """What one client's mask reports are protected by."""
+    return privacy.Guarantee(
+        config.privacy.epsilon, config.privacy.delta, CLIENT, REPLACEMENT, config.privacy.trust
+    )
+
+
+def _first_keep(config: Config, layout: UnitLayout) -> float:
+    name, final = config.prune.budget
+    first = pruning.keep_fractions(config.prune.schedule, config.prune.steps, final)[0]
+    if name == "keep_units":
+        return first
+    if name == "keep_macs":
+        return pruning.expected_keep_units(layout, keep_macs=first)
+    return pruning.expected_keep_units(layout, keep_params=first)
+
+
+def _advice(
+    config: Config, num_units: int, keep: float, reports: int, recall: float, floor: float
+) -> tuple[str, ...]:
+    """Say that the mask would be useless, and which setting would do."""
+    target = max(WANTED_RECALL, keep + 0.8 * (1 - keep))
+    wanted = privacy.variance_for_recall(target, keep)
+    sentences = [
+        f"the private mask would be nearly useless: predicted recall {recall:.2f}, chance "
+        f"{keep:.2f}, useful from {floor:.2f}"
+    ]
+    mechanism = privacy.ThresholdResponse(config.privacy.epsilon, num_units)
+    clients = int(np.ceil(mechanism.variance_per_vote(1) / wanted)) * config.prune.steps
+    sentences.append(
+        f"at epsilon = {config.privacy.epsilon:g} a recall of {target:.2f} needs about "
+        f"{clients:,} clients"
+    )
+    for epsilon in np.arange(np.ceil(config.privacy.epsilon), _STRONGEST_EPSILON + 1):
+        stronger = privacy.ThresholdResponse(max(float(epsilon), 0.5), num_units)
+        if stronger.variance_per_vote(reports) <= wanted:
+            sentences.append(f"with {reports} clients it needs epsilon = {epsilon:g}")
+            break
+    else:
+        sentences.append(
+            f"with {reports} clients a step no epsilon up to {_STRONGEST_EPSILON:g} reaches it; "
+            "what carries such a run is the magnitude prior"
+        )
+    return tuple(sentences)
+
+
+def _seconds(config: Config, dataset: Dataset, model: nn.Module) -> float:
+    """Extrapolate from one timed batch: training, scoring and evaluation of all paths."""
+    rows = np.arange(min(_TIMED_ROWS, len(dataset.train)))
+    inputs, labels = dataset.train.inputs(rows), dataset.train.targets(rows)
+    for _ in range(2):  # the first pass warms up
+        begun = time.perf_counter()
+        nn.functional.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
+        per_row = (time.perf_counter() - begun) / len(rows)
+    model.zero_grad(set_to_none=True)
+    per_client = len(dataset.train) / config.data.clients
+    train, steps = config.train, config.prune.steps
+    round_rows = min(train.clients_per_round, config.data.clients) * train.local_epochs * per_client
+    paths = 5 if config.evaluate.baselines else 1
+    trained = round_rows * (train.rounds + paths * steps * train.fine_tune_rounds)
+    scored = len(dataset.train) * (1 if steps == 1 else paths)
+    evaluated = len(dataset.test) * (2 * paths + 4) / 3
+    small_batches = 2.0  # a client's few rows use the processor less well than a batch does
+    total = per_row * (small_batches * trained + scored + evaluated) * config.evaluate.seeds
+    return float(round(total, 1))
