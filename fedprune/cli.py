@@ -220,5 +220,3 @@ def _finish(folder: Path, summary: dict[str, Any], as_json: bool) -> None:
     for line in auditing.headlines(summary):
         print(line)
     print(f"run folder: {folder} (report.html, summary.json)")
-
-

@@ -93,13 +93,13 @@ class PrivacyConfig(_Table):
 class TrainConfig(_Table):
     """Federated averaging: before pruning (`rounds`) and after each step (`fine_tune_rounds`)."""
 
-    rounds: Count = 12
-    fine_tune_rounds: Count = 6
+    rounds: Count = 40
+    fine_tune_rounds: Count = 10
     clients_per_round: PositiveCount = 50
-    local_epochs: PositiveCount = 2
+    local_epochs: PositiveCount = 5
     batch_size: PositiveCount = 8
-    learning_rate: Positive = 0.05
-    fine_tune_learning_rate: Positive = 0.02
+    learning_rate: Positive = 0.2
+    fine_tune_learning_rate: Positive = 0.1
     momentum: Momentum = 0.9
     weight_decay: NonNegative = 0.0
 

@@ -1,1 +1,129 @@
+"""Reads a run folder only: checks its claims, renders its report."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedprune.audit.checks import (
+    Evidence,
+    check_fairness,
+    check_model,
+    check_privacy,
+    check_robustness,
+)
+from fedprune.audit.findings import Audit, Finding
+from fedprune.audit.report import render
+from fedprune.errors import RunError
+from fedprune.runs import RunFolder
+
+PARTS: Mapping[str, Callable[[Evidence], Iterator[Finding]]] = {
+    "privacy": check_privacy,
+    "fairness": check_fairness,
+    "robustness": check_robustness,
+    "model": check_model,
+}
+_UNSEEN = (
+    "that clients ran the published code on their own data",
+    "latency, which depends on the machine",
+)
+
+
+def audit(path: str | Path, part: str = "all") -> Audit:
+    """Check a finished run's claims from its folder, further seeds included.
+
+    Args:
+        path: the run folder.
+        part: a key of `PARTS`, or "all".
+
+    Raises:
+        RunError: if the folder is not a finished run or the part is unknown.
+    """
+    if part != "all" and part not in PARTS:
+        raise RunError(f"an audit's part must be all or one of {', '.join(PARTS)}, got {part!r}")
+    folder = RunFolder.open(path)
+    evidence = Evidence(folder, folder.config, folder.read_json("summary.json"))
+    chosen = PARTS if part == "all" else {part: PARTS[part]}
+    findings = [finding for look in chosen.values() for finding in look(evidence)]
+    for other in sorted((folder.path / "seeds").glob("seed-*")):
+        findings += [_named(finding, other.name) for finding in audit(other, part).findings]
+    found = Audit(tuple(findings), _UNSEEN)
+    if part == "all":
+        folder.write_json("audit.json", found.to_json())
+    return found
+
+
+def _named(finding: Finding, seed: str) -> Finding:
+    return Finding(f"{seed}: {finding.part}", finding.claim, finding.holds, finding.detail)
+
+
+def write_report(path: str | Path, out: str | Path | None = None) -> Path:
+    """Render a finished run as one HTML file; return where it is.
+
+    Raises:
+        RunError: if the folder is not a finished run or the file cannot be written.
+    """
+    folder = RunFolder.open(path)
+    summary = folder.read_json("summary.json")
+    page = render(
+        summary,
+        events=folder.events(),
+        votes=_last_votes(folder, int(summary["config"]["prune"]["steps"])),
+        tables=folder.read_json("tables.json") if folder.has("tables.json") else None,
+        audit=folder.read_json("audit.json") if folder.has("audit.json") else None,
+        layout=folder.read_json("layout.json") if folder.has("layout.json") else None,
+    )
+    target = Path(out) if out else folder.path / "report.html"
+    RunFolder(target.parent).write_text(target.name, page)
+    return target
+
+
+def _last_votes(folder: RunFolder, step: int) -> dict[str, np.ndarray] | None:
+    if not folder.has("votes.safetensors"):
+        return None
+    tensors = folder.read_tensors("votes.safetensors")
+    prefix = f"step{step}."
+    found = {k.removeprefix(prefix): v.numpy() for k, v in tensors.items() if k.startswith(prefix)}
+    return found if {"mean", "variance", "posterior", "mask"} <= found.keys() else None
+
+
+def headlines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Say the most important figures of a summary in a few lines."""
+    accuracy, cost, spent = summary["accuracy"], summary["cost"], summary["privacy"]
+    if accuracy["dense"] is not None:
+        yield f"accuracy: dense {accuracy['dense']:.4f}, pruned {accuracy['pruned']:.4f}"
+    for name, parts in (summary["baselines"] or {}).items():
+        if parts["accuracy"] is not None:
+            yield f"  {name.replace('_', ' ')}: {parts['accuracy']:.4f}"
+    if summary["mask_recall"] is not None:
+        yield (
+            f"mask recall against the votes without noise: {summary['mask_recall']:.3f} "
+            f"(without the prior {summary['mask_recall_without_prior']:.3f})"
+        )
+    difference = summary["paired_difference"]
+    if difference is not None:
+        yield _difference(difference)
+    dense, pruned = cost["dense"], cost["pruned"]
+    yield (
+        f"size: {dense['params']:,} -> {pruned['params']:,} parameters, {dense['macs']:,} -> "
+        f"{pruned['macs']:,} MACs, {dense['latency_ms']:.2f} -> {pruned['latency_ms']:.2f} ms"
+    )
+    yield f"privacy: {spent['statement']}"
+    for sentence in spent["not_covered"]:
+        yield f"  not covered: {sentence}"
+
+
+def _difference(difference: Mapping[str, Any]) -> str:
+    text = f"{difference['name']}: {difference['mean']:+.4f}"
+    if difference["low"] is None:
+        return f"{text} (one seed: no interval)"
+    return (
+        f"{text}, {difference['confidence']:.0%} interval [{difference['low']:+.4f}, "
+        f"{difference['high']:+.4f}] over {difference['seeds']} seeds"
+    )
+
+
+__all__ = ["PARTS", "Audit", "Finding", "audit", "headlines", "render", "write_report"]

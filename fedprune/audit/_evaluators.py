@@ -9,6 +9,7 @@ from fedprune.audit import _wording as say
 from fedprune.audit._page import Note, Section, Table
 from fedprune.audit._wording import Json
 from fedprune.audit.plots import plot_groups
+from fedprune.fairness import stack_tables
 
 COLLAPSE = 0.05  # a fall in accuracy beyond this many hundredths makes a smaller bound suspect
 
@@ -21,17 +22,19 @@ def fairness_section(summary: Json, tables: Json | None) -> Section:
     groups = [group for group in say.list_of(fairness, "groups") if isinstance(group, Mapping)]
     confidence = say.number(fairness.get("confidence")) or 0.95
     plot = plot_groups(groups, confidence)
-    folded = _counts(tables)
+    folded = [("Exact McNemar tests, dense against pruned", _mcnemar(groups))]
+    folded.append(("Counts that everything here follows from", _counts(tables)))
     method = fairness.get("method")
     return Section(
         "fairness",
         f"Fairness by {say.text(fairness.get('group') or 'group')}",
         lead=tuple(_gap_sentences(fairness, confidence)),
         plots=() if plot is None else (plot,),
+        facts=tuple(_overall_facts(fairness)),
         tables=(_group_table(groups, fairness),) if groups else (),
         bullets_title="How this was computed" if method else "",
         bullets=(say.sentence(method),) if method else (),
-        folded=() if folded is None else (("Counts that everything here follows from", folded),),
+        folded=tuple((title, table) for title, table in folded if table.rows),
     )
 
 
@@ -65,19 +68,21 @@ def _pair_sentences(fairness: Json, confidence: float) -> list[str]:
     chosen = f", chosen on {pair['chosen_on']}" if pair.get("chosen_on") else ""
     return [
         f"Followed pair{chosen}: {say.text(pair.get('best'))} minus {say.text(pair.get('worst'))} "
-        f"changed by {say.points(pair.get('change'), 1)} points ({100 * confidence:g} % interval "
+        f"changed by {say.points(pair.get('change'), 1)} points "
+        f"({100 * confidence:g}{say.PERCENT} interval "
         f"{say.points_interval(interval, 1)}; {verdict})."
     ]
 
 
 def _group_table(groups: list[Mapping[str, Any]], fairness: Json) -> Table:
     worst = say.pick(fairness, "worst_group.pruned.name")
-    head = ("Group", "Rows", "Dense", "Pruned", "interval", "Excess loss", "interval", "p (Holm)")
+    head = ("Group", "Rows", "Dense", "Pruned", "interval", "Excess loss", "interval", "p")
     rows = tuple(_group_row(group, fairness) for group in groups)
     strong = frozenset(i for i, group in enumerate(groups) if group.get("name") == worst)
     caption = (
         "Excess loss, in points: what pruning cost the group beyond what it cost everyone. "
-        "The group that fares worst after pruning is set in bold."
+        "p: of no excess loss, adjusted over the groups. The group that fares worst after pruning "
+        "is set in bold."
     )
     return Table(head, rows, caption=caption, strong=strong)
 
@@ -99,15 +104,59 @@ def _group_row(group: Json, fairness: Json) -> tuple[str, ...]:
     )
 
 
-def _counts(tables: Json | None) -> Table | None:
-    total, names = say.list_of(tables, "total"), say.list_of(tables, "names")
-    if not total or len(names) != len(total):
-        return None
+def _overall_facts(fairness: Json) -> list[tuple[str, str]]:
+    overall, clients = say.table_of(fairness, "accuracy"), say.table_of(fairness, "clients")
+    facts = []
+    if say.number(overall.get("change")) is not None:
+        facts.append(
+            (
+                "Accuracy over all these rows",
+                f"{say.percent(overall.get('dense'), 1)} to {say.percent(overall.get('pruned'), 1)}"
+                f", {say.points(overall['change'], 1)} points "
+                f"({say.points_interval(overall.get('change_interval'), 1)})",
+            )
+        )
+    if (say.number(clients.get("clients")) or 0) > 1:
+        tenth, worst, variance, chance = (
+            [say.pick(clients, path.format(side)) for side in ("dense", "pruned")]
+            for path in ("{}.bottom_tenth", "{}.worst", "{}.variance", "chance_variance_{}")
+        )
+        facts += [
+            ("Worst tenth of clients", " to ".join(say.percent(value, 1) for value in tenth)),
+            ("Worst client", " to ".join(say.percent(value, 1) for value in worst)),
+            ("Variance over clients", " to ".join(say.plain(value) for value in variance)),
+            ("that chance alone would bring", " to ".join(say.plain(value) for value in chance)),
+        ]
+    return facts
+
+
+def _mcnemar(groups: list[Mapping[str, Any]]) -> Table:
     rows = tuple(
-        (say.text(name), *(say.count(cells[d][p]) for d, p in ((1, 1), (1, 0), (0, 1), (0, 0))))
+        (
+            say.text(group.get("name")),
+            say.p_value(group["mcnemar_p"]),
+            say.p_value(group.get("mcnemar_p_holm")),
+        )
+        for group in groups
+        if say.number(group.get("mcnemar_p")) is not None
+    )
+    return Table(("Group", "p", "adjusted over the groups (Holm)"), rows)
+
+
+def _counts(tables: Json | None) -> Table:
+    head = ("Group", "Both right", "Lost", "Gained", "Both wrong")
+    stored, names = say.list_of(tables, "test"), say.list_of(tables, "names")
+    if not stored:
+        return Table(head, ())
+    total = stack_tables(stored).sum(axis=0)
+    rows = tuple(
+        (
+            say.text(name),
+            *(say.count(int(cells[d, p])) for d, p in ((1, 1), (1, 0), (0, 1), (0, 0))),
+        )
         for name, cells in zip(names, total, strict=True)
     )
-    return Table(("Group", "Both right", "Lost", "Gained", "Both wrong"), rows)
+    return Table(head, rows)
 
 
 def robustness_section(summary: Json) -> Section:
@@ -183,30 +232,34 @@ def _robustness_notes(summary: Json, robustness: Json, certified: Json) -> list[
 
 
 def audit_section(audit: Json | None) -> Section | None:
-    """Lay out an audit: `checks` of {area, claim, passed, detail}."""
-    checks = [check for check in say.list_of(audit, "checks") if isinstance(check, Mapping)]
-    if not checks:
+    """Lay out an audit: `findings` of {part, claim, holds, detail}, and what is `unseen`."""
+    found = [finding for finding in say.list_of(audit, "findings") if isinstance(finding, Mapping)]
+    if not found:
         return None
-    failed = [check for check in checks if check.get("passed") is False]
+    broken = [finding for finding in found if finding.get("holds") is not True]
     words = (
-        f"{say.plural(len(failed), 'claim')} of {len(checks)} did not hold."
-        if failed
-        else f"{say.plural(len(checks), 'claim')} checked from the run's folder: all hold."
+        f"Of {say.plural(len(found), 'claim')} checked from the run's folder {len(broken)} "
+        f"{'does' if len(broken) == 1 else 'do'} not hold."
+        if broken
+        else f"{say.plural(len(found), 'claim')} checked from the run's folder, none refuted."
     )
+    unseen = tuple(say.sentence(sentence) for sentence in say.list_of(audit, "unseen"))
     rows = tuple(
-        (say.text(c.get("area")), say.text(c.get("claim")), _verdict(c), _detail(c)) for c in checks
+        (
+            say.text(finding.get("part")),
+            say.text(finding.get("claim")),
+            "yes" if finding.get("holds") is True else "no",
+            say.text(finding["detail"]) if finding.get("detail") else "–",
+        )
+        for finding in found
     )
+    strong = frozenset(i for i, f in enumerate(found) if f.get("holds") is not True)
+    head = ("Part", "Claim", "Holds", "Detail")
     return Section(
         "audit",
         "Audit",
-        notes=(Note("bad" if failed else "good", words),),
-        tables=(Table(("Area", "Claim", "Holds", "Detail"), rows, words=frozenset({1, 2, 3})),),
+        notes=(Note("bad" if broken else "good", words),),
+        tables=(Table(head, rows, strong=strong, words=frozenset({1, 2, 3})),),
+        bullets_title="What an audit cannot see from here" if unseen else "",
+        bullets=unseen,
     )
-
-
-def _verdict(check: Json) -> str:
-    return {True: "yes", False: "no"}.get(check.get("passed"), "cannot be seen from here")  # type: ignore[arg-type]
-
-
-def _detail(check: Json) -> str:
-    return say.text(check["detail"]) if check.get("detail") else "–"

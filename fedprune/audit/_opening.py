@@ -93,8 +93,8 @@ def _cost_tile(summary: Json) -> Tile:
     dense, pruned = say.pick(summary, "cost.dense.macs"), say.pick(summary, "cost.pruned.macs")
     share = say.ratio(pruned, dense)
     value = say.UNKNOWN if share is None else say.percent(share, 0)
-    remark = f"{say.large(dense)} to {say.large(pruned)} an example"
-    return Tile("Multiply-accumulates left", value, remark if share is not None else "not measured")
+    remark = f"{say.large(dense)} to {say.large(pruned)} MACs"
+    return Tile("Operations left", value, remark if share is not None else "not measured")
 
 
 def _speed_tile(summary: Json) -> Tile:

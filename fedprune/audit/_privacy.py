@@ -21,10 +21,12 @@ def guarantee(privacy: Json) -> str:
     delta = say.number(privacy.get("delta"))
     delta_words = "δ not known" if delta is None else f"δ = {say.plain(delta)}"
     unit = privacy.get("unit")
-    per = f"for each {unit}" if unit else "for a unit of protection that is not known"
+    per = f"per {unit}" if unit else "per unit of protection that is not known"
+    relation = _relation(privacy)
+    under = "a relation that is not known" if relation == say.UNKNOWN else relation
     return (
         f"The mask reports are differentially private with ε = {epsilon:g} and {delta_words} "
-        f"{per}: {_relation(privacy)}. Who has to be trusted: {_trust(privacy)}."
+        f"{per}, under {under}. Who has to be trusted: {_trust(privacy)}."
     )
 
 
@@ -83,8 +85,6 @@ def _not_covered(privacy: Json) -> tuple[str, ...]:
 def _relation(privacy: Json) -> str:
     relation = say.text(privacy.get("relation"))
     meaning = RELATIONS.get(relation)
-    if relation == say.UNKNOWN:
-        return "neighbouring relation not known"
     return f"{relation} ({meaning})" if meaning else relation
 
 

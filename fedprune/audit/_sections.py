@@ -16,7 +16,7 @@ from fedprune.audit.plots import Outcome, plot_accuracy, plot_votes
 
 BASELINES = {
     "votes_without_noise": "same votes without noise",
-    "votes_without_prior": "private votes without the prior",
+    "votes_without_prior": "votes without the prior",
     "pooled": "scores pooled centrally",
     "magnitude": "magnitude of the weights",
     "random": "random",
@@ -64,7 +64,10 @@ def _outcomes(summary: Json) -> tuple[list[Outcome], list[str]]:
         if found:
             before = say.number(found.get("accuracy_before_fine_tuning"))
             outcomes.append(Outcome(name, before, say.number(found.get("accuracy")), own=False))
-            recalls.append(say.percent(found.get("mask_recall"), 1))
+            recall = found.get("mask_recall")
+            if recall is None and key == "votes_without_prior":
+                recall = summary.get("mask_recall_without_prior")
+            recalls.append(say.percent(recall, 1))
     return outcomes, recalls
 
 
@@ -79,7 +82,7 @@ def _difference(summary: Json) -> list[str]:
     if low is None or high is None:
         return [f"{words}, from one seed; one seed gives no interval, so chance is not ruled out."]
     confidence = say.number(difference.get("confidence"))
-    level = "" if confidence is None else f"{100 * confidence:g} % "
+    level = "" if confidence is None else f"{100 * confidence:g}{say.PERCENT} "
     over = "" if seeds is None else f", over {say.plural(int(seeds), 'seed')}"
     words += f" ({level}interval {say.points(low)} to {say.points(high)}{over}). "
     if low <= 0 <= high:
@@ -202,24 +205,36 @@ def _cost_notes(summary: Json) -> list[Note]:
 
 
 def run_section(summary: Json, events: Sequence[Json]) -> Section:
-    traffic, phases = say.table_of(summary, "traffic"), say.table_of(summary, "seconds")
+    traffic, phases = say.table_of(summary, "traffic"), _stages(say.table_of(summary, "seconds"))
     facts = [
-        ("A client sends, in all", say.size(traffic.get("up_bytes_per_client"))),
-        ("A client receives, in all", say.size(traffic.get("down_bytes_per_client"))),
-        ("One dense model, for comparison", say.size(traffic.get("dense_upload_bytes"))),
+        ("Mask report that a client sends", say.size(traffic.get("up_bytes_per_client"))),
+        ("Question that it answers", say.size(traffic.get("down_bytes_per_client"))),
+        ("One dense model update, for comparison", say.size(traffic.get("dense_upload_bytes"))),
     ]
-    total = sum(say.number(value) or 0.0 for value in phases.values())
-    rows = [(name.replace("_", " "), say.seconds(value)) for name, value in phases.items()]
+    total = sum(phases.values())
+    rows = [(name, say.seconds(value)) for name, value in phases.items()]
     table = Table(("Phase", "Time"), (*rows, ("together", say.seconds(total))))
     folded = [("Events of the run", _events_table(events))] if events else []
     folded += [(title, inner) for title, inner in _provenance(summary) if inner.rows]
     return Section(
         "run",
         "Traffic, time and provenance",
+        lead=(say.sentence(f"Traffic: {traffic['what']}"),) if traffic.get("what") else (),
         facts=tuple(facts),
         tables=(table,) if rows else (),
         folded=tuple(folded),
     )
+
+
+def _stages(seconds: Json) -> dict[str, float]:
+    """Seconds by stage in words, all stages of a baseline (named before a slash) together."""
+    stages: dict[str, float] = {}
+    for name, value in seconds.items():
+        baseline, slash, _ = name.partition("/")
+        words = f"{baseline} (baseline)" if slash else name
+        words = words.replace("_", " ").replace("-", " ")
+        stages[words] = stages.get(words, 0.0) + (say.number(value) or 0.0)
+    return stages
 
 
 def _events_table(events: Sequence[Json]) -> Table:

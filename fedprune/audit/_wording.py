@@ -8,6 +8,7 @@ from typing import Any
 
 UNKNOWN = "not known"
 NARROW = "\N{NARROW NO-BREAK SPACE}"
+PERCENT = f"{NARROW}%"  # a line must not end before the sign
 MINUS = "\N{MINUS SIGN}"
 
 Json = Mapping[str, Any]
@@ -85,9 +86,9 @@ def plain(value: object, digits: int = 3) -> str:
     found = number(value)
     if found is None:
         return UNKNOWN
-    if found == 0 or 1e-3 <= abs(found) < 1e4:
+    if found == 0 or 1e-3 <= abs(found) < 0.999 * 10**digits:
         return f"{found:.{digits}g}".replace("-", MINUS)
-    if 1e4 <= abs(found) < 1e9:
+    if 1 <= abs(found) < 1e9:
         return f"{found:,.0f}".replace(",", NARROW).replace("-", MINUS)
     mantissa, exponent = f"{found:.{digits - 1}e}".split("e")
     return f"{mantissa} × 10^{int(exponent)}".replace("-", MINUS)
@@ -100,7 +101,7 @@ def large(value: object) -> str:
         return UNKNOWN
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(found) >= size:
-            return f"{found / size:.3g}{NARROW}{prefix}"
+            return f"{plain(found / size)}{NARROW}{prefix}"
     return f"{found:.0f}"
 
 
@@ -111,20 +112,20 @@ def size(value: object) -> str:
         return UNKNOWN
     for unit_size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(found) >= unit_size:
-            return f"{found / unit_size:.3g}{NARROW}{unit}"
+            return f"{plain(found / unit_size)}{NARROW}{unit}"
     return f"{found:.0f}{NARROW}B"
 
 
 def milliseconds(value: object) -> str:
     found = number(value)
-    return UNKNOWN if found is None else f"{found:.3g}{NARROW}ms"
+    return UNKNOWN if found is None else f"{plain(found)}{NARROW}ms"
 
 
 def seconds(value: object) -> str:
     found = number(value)
     if found is None:
         return UNKNOWN
-    if found < 60:
+    if found < 59.95:
         return f"{found:.1f}{NARROW}s"
     whole = round(found)
     if whole < 3600:
@@ -141,7 +142,7 @@ def p_value(value: object) -> str:
 
 def times(value: float | None) -> str:
     """A ratio, as in 3.1×."""
-    return UNKNOWN if value is None else f"{value:.3g}×"
+    return UNKNOWN if value is None else f"{plain(value)}×"
 
 
 def text(value: object) -> str:
@@ -156,7 +157,7 @@ def text(value: object) -> str:
         return UNKNOWN
     if isinstance(value, list | tuple):
         return ", ".join(text(inner) for inner in value)
-    return str(value)
+    return str(value).replace(" %", PERCENT)
 
 
 def sentence(value: object) -> str:

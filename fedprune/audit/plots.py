@@ -20,7 +20,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+
+from fedprune.audit._wording import PERCENT, number
 
 WIDTH = 8.6  # inches, drawn at 72 points an inch
 MAX_UNITS = 1200  # more are thinned evenly, and the caption says so
@@ -91,8 +94,8 @@ def plot_votes(
     dots = "the vote" if posterior is None else "the posterior that the mask was chosen by"
     caption = (
         f"Line: the vote, an unbiased estimate of the share of clients that keep the unit, with "
-        f"its 95 % interval. Dot: {dots}; filled where the unit stays, a cross where it goes. "
-        f"Units stand by layer, the most wanted first."
+        f"its 95{PERCENT} interval. Dot: {dots}; filled where the unit stays, a cross where it "
+        f"goes. Units stand by layer, the most wanted first."
     )
     if len(shown) < len(mean):
         caption += f" Of {len(mean):,} units {len(shown):,} are drawn, evenly spaced."
@@ -138,7 +141,8 @@ def plot_groups(
     Returns:
         The plot, or None where no group has a figure.
     """
-    known = [g for g in groups if g.get("accuracy_pruned") is not None]
+    sides = ("accuracy_dense", "accuracy_pruned")
+    known = [g for g in groups if all(number(g.get(side)) is not None for side in sides)]
     if not known:
         return None
     drawn = known
@@ -151,7 +155,7 @@ def plot_groups(
         _interval(axes, row - 0.13, group["accuracy_pruned"], group.get("interval_pruned"), _KEPT)
     _name_rows(axes, [str(group["name"]) for group in drawn], [False] * len(drawn))
     _percent_axis(axes, "accuracy")
-    caption = f"Grey: dense. Blue: pruned. Lines: {100 * confidence:g} % intervals."
+    caption = f"Grey: dense. Blue: pruned. Lines: {100 * confidence:g}{PERCENT} intervals."
     if len(drawn) < len(known):
         caption += f" Of {len(known)} groups the {len(drawn)} with the lowest accuracy are drawn."
     alt = "; ".join(
@@ -219,7 +223,7 @@ def _draw_votes(
     )
     axes.yaxis.grid(True, color=_GRID, linewidth=0.7)
     axes.set_ylabel("share of clients that keep it", color=_MUTED, fontsize=9)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}{PERCENT}")
     legend = axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=9,
         handletextpad=0.2, columnspacing=1.2, borderaxespad=0.1,
@@ -237,8 +241,8 @@ def _mark_layers(axes: Axes, layers: Sequence[tuple[str, int]]) -> None:
     names: list[str] = []
     for (name, units), end in zip(layers, ends, strict=True):
         centre = end - units / 2 - 0.5
-        # Slanted names need about a 40th of the width each; further ones would overlap.
-        if centre - last >= total / 40 or not ticks:
+        # Slanted names need about a 20th of the width each; further ones would overlap.
+        if centre - last >= total / 20 or not ticks:
             ticks.append(float(centre))
             names.append(_short(name, 24))
             last = centre
@@ -259,8 +263,10 @@ def _dumbbell(axes: Axes, row: int, before: float | None, after: float | None, c
 
 
 def _interval(axes: Axes, row: float, value: float, interval: object, colour: str) -> None:
-    if isinstance(interval, list | tuple) and len(interval) == 2:
-        axes.plot(list(interval), [row, row], color=colour, alpha=0.55, linewidth=1.6)
+    ends = [number(end) for end in interval] if isinstance(interval, list | tuple) else []
+    known = [end for end in ends if end is not None]
+    if len(known) == 2:
+        axes.plot(known, [row, row], color=colour, alpha=0.55, linewidth=1.6)
     axes.plot([value], [row], "o", color=colour, markersize=6)
 
 
@@ -276,8 +282,9 @@ def _name_rows(axes: Axes, names: Sequence[str], strong: Sequence[bool]) -> None
 def _percent_axis(axes: Axes, label: str) -> None:
     low, high = axes.get_xlim()
     axes.set_xlim(max(-0.01, low), min(1.01, high))
-    digits = 0 if high - low > 0.06 else 1
-    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.{digits}f} %")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
+    digits = 0 if np.diff(axes.get_xticks()).min() > 0.0099 else 1
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.{digits}f}{PERCENT}")
     axes.xaxis.grid(True, color=_GRID, linewidth=0.7)
     axes.set_xlabel(label, color=_MUTED, fontsize=9)
 
@@ -306,7 +313,7 @@ def _to_svg(figure: Figure, name: str, title: str, description: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1var(--font)", svg)
+    svg = re.sub(r"(font(?:-family)?: [^;\"']*)'[^;\"]*", r"\1var(--font)", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
     head = (

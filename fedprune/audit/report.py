@@ -42,8 +42,10 @@ def render(
         summary: the content of `summary.json`; missing keys and nulls are said to be unknown.
         events: the lines of `events.jsonl`, each with `phase`, `finished` and `seconds`.
         votes: `mean`, `variance`, `mask` and, with a prior, `posterior`: [num_units] each.
-        tables: `names` [num_groups] and `total` [num_groups, 2, 2] counts, for the count table.
-        audit: `checks`, each {area, claim, passed, detail}; `passed` may be None.
+        tables: the content of `tables.json`: `names` [num_groups] and `test`
+            [num_clients, num_groups, 2, 2] counts.
+        audit: the content of `audit.json`: `findings`, each {part, claim, holds, detail}, and
+            sentences in `unseen`.
         layout: the content of `layout.json`; its `groups` name the layers in the plot of votes.
 
     Returns:

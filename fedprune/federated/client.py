@@ -79,9 +79,7 @@ def answer_report(station: Station, question: Question, clients: Sequence[int]) 
     answers = station.ledger.reserve_many(entries)
     granted = [k for k, i in enumerate(todo) if isinstance(answers[i], Granted)]
     if masks is not None and granted:
-        sources = [
-            station.randomness("report", question.round, clients[todo[k]]) for k in granted
-        ]
+        sources = [station.randomness("report", question.round, clients[todo[k]]) for k in granted]
         drawn = [bytes(report) for report in mechanism.randomize_many(masks[granted], sources)]
         reserved = [entries[todo[k]] for k in granted]
         station.ledger.store_many(list(zip(reserved, drawn, strict=True)))
@@ -258,7 +256,10 @@ def _report_entry(question: Question, client: int, epsilon: float) -> Entry:
 def _masks(question: Question, scores: torch.Tensor) -> NDArray[np.bool_]:
     _, layout = question.architecture.build()
     masks = pruning.select_many(
-        scores, layout, keep_units=question.number("keep_units"), floor=int(question.number("floor"))
+        scores,
+        layout,
+        keep_units=question.number("keep_units"),
+        floor=int(question.number("floor")),
     )
     return np.asarray(masks.numpy(), dtype=np.bool_)
 
@@ -277,5 +278,3 @@ def _record_unprotected(
         relation=UNPROTECTED,
     )
     station.ledger.record_unprotected(replace(template, client=str(c)) for c in clients)
-
-

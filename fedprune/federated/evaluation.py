@@ -87,9 +87,7 @@ def cost_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDict:
     def action() -> JsonDict:
         example = held.architecture.example_input
         built = {"dense": dense.model(), "pruned": held.model()}
-        measured = hardware.latency(
-            built, example, batch_size=32, repeats=30, warmup=5, threads=1
-        )
+        measured = hardware.latency(built, example, batch_size=32, repeats=30, warmup=5, threads=1)
         found: JsonDict = {}
         for name, model in built.items():
             found[name] = asdict(hardware.cost(model, example))
@@ -122,9 +120,7 @@ def robustness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDic
 def _margins(experiment: Experiment, held: Held, round_name: str) -> Tensor:
     question = experiment.question(round_name, held, {}, counterfactual=True)
     parts = []
-    answers = experiment.conversation.ask(
-        "query.margins", question, experiment.clients, round_name
-    )
+    answers = experiment.conversation.ask("query.margins", question, experiment.clients, round_name)
     for client, answer in answers:
         raw = answer.config_records["answer"]["margins"]
         if not isinstance(raw, bytes):

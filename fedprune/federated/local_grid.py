@@ -106,8 +106,7 @@ def _cohorts(messages: Iterable[Message]) -> Iterator[list[Message]]:
         alike = [
             m
             for m in held
-            if m.content is first.content
-            and m.metadata.message_type == first.metadata.message_type
+            if m.content is first.content and m.metadata.message_type == first.metadata.message_type
         ]
         if held[: len(alike)] != alike:  # keep the order where kinds are mixed
             alike = held[:1]

@@ -158,9 +158,7 @@ def _describe(
     }
     if ranking.prior_free is not None:
         free = choose(experiment, ranking.prior_free, layout, budget)
-        result["mask_without_prior"] = bits(
-            pruning.compose_masks(held.architecture.mask, free)
-        )
+        result["mask_without_prior"] = bits(pruning.compose_masks(held.architecture.mask, free))
     if ranking.variance is not None:
         result["variance_per_vote"] = float(ranking.variance.mean())
     return result

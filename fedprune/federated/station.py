@@ -137,8 +137,10 @@ class Station:
             seed=self.config.seed if self.simulated else None,
         )
 
-    def correct(self, question: Question, dense: bool, split: str, places: Index) -> Index:
-        """Whether a model is right on the rows at `places`: [len(places)] 0 or 1.
+    def correct(
+        self, question: Question, dense: bool, split: str, places: Index
+    ) -> NDArray[np.bool_]:
+        """Whether a model is right on the rows at `places`: [len(places)] bool.
 
         Kept per row and model, so that a dense model compared with many pruned ones is
         evaluated once.
@@ -157,7 +159,7 @@ class Station:
             known[todo] = _right(model, RowSource(self.rows(split), todo))
         while len(self._correct) > _KEPT_MODELS:
             self._correct.pop(next(iter(self._correct)))
-        return known[places].astype(np.int64)
+        return known[places] == 1
 
     def certifier(self, architecture: Architecture, weights: Tensor) -> robustness.Certifier:
         """The certifier of a model, made once."""

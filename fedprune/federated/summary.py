@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from fedprune import privacy, study
+from fedprune import __version__, privacy, study
 from fedprune.federated.experiment import Experiment, Held, JsonDict
 from fedprune.federated.path import Outcome, mask_recall
 from fedprune.runs import certified_accuracies, ledger_totals
 
-_PACKAGES = ("fedprune", "flwr", "numpy", "safetensors", "torch", "torch-pruning", "torchvision")
+_PACKAGES = ("flwr", "numpy", "safetensors", "torch", "torch-pruning", "torchvision")
 
 
 def summarize(
@@ -62,7 +62,8 @@ def summarize(
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the figures."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+    own = {"fedprune": __version__, "python": platform.python_version()}
+    return {**own, **{name: version(name) for name in _PACKAGES}}
 
 
 def privacy_summary(experiment: Experiment, results: Mapping[str, JsonDict]) -> JsonDict:
@@ -140,9 +141,7 @@ def certified(experiment: Experiment) -> JsonDict:
     radius, unit = experiment.config.evaluate.certified_radius, experiment.dataset.input_unit
     found: JsonDict = {"radius": radius, "unit": unit, "dense": None, "pruned": None}
     if experiment.folder.has("margins.safetensors"):
-        found.update(
-            certified_accuracies(experiment.folder, radius, experiment.dataset.input_std)
-        )
+        found.update(certified_accuracies(experiment.folder, radius, experiment.dataset.input_std))
     return found
 
 

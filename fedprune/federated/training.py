@@ -82,9 +82,7 @@ def _set_mode(model: nn.Module, rows: int) -> None:
                 module.eval()
 
 
-def _batches(
-    rows: int, batch_size: int, generator: np.random.Generator
-) -> list[NDArray[np.int64]]:
+def _batches(rows: int, batch_size: int, generator: np.random.Generator) -> list[NDArray[np.int64]]:
     """Shuffle and cut; a last batch of one row joins the one before it."""
     order = generator.permutation(rows)
     cuts = list(range(batch_size, rows, batch_size))

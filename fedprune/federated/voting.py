@@ -21,14 +21,13 @@ from fedprune.privacy import (
     Report,
     ThresholdResponse,
     VoteEstimate,
+    counts_for,
     magnitude_posterior,
 )
-from fedprune.privacy.estimation import Counts
 from fedprune.pruning import UnitLayout
 
 Vector = NDArray[np.float64]
 _BATCH = 1000
-_OBSERVED_FROM = 20  # reports a block from which counts are conditioned on
 
 
 @dataclass(frozen=True)
@@ -113,16 +112,6 @@ BASELINES: Mapping[str, Ranker] = {
 }
 
 
-def mechanism_for(epsilon: float, num_units: int) -> ThresholdResponse:
-    """The mechanism that a run uses for a model with so many units."""
-    return ThresholdResponse(epsilon, num_units)
-
-
-def counts_for(mechanism: ThresholdResponse, num_reports: int) -> Counts:
-    """Condition on the observed counts of reports where every block surely gets many."""
-    return "observed" if num_reports >= _OBSERVED_FROM * mechanism.num_blocks else "expected"
-
-
 def _magnitude(held: Held, layout: UnitLayout) -> Vector:
     scores = pruning.score(held.model(), layout, [], criterion="magnitude_l2")
     return np.asarray(scores.double().numpy())
@@ -139,7 +128,7 @@ def _task(experiment: Experiment, layout: UnitLayout, step: Step) -> dict[str, S
 
 def _collect_reports(experiment: Experiment, held: Held, step: Step) -> VoteEstimate:
     layout = held.layout()
-    mechanism = mechanism_for(experiment.config.privacy.epsilon, len(layout))
+    mechanism = ThresholdResponse(experiment.config.privacy.epsilon, len(layout))
     settings = _task(experiment, layout, step) | {
         "epsilon": mechanism.epsilon,
         "block_units": mechanism.block_units,
@@ -200,4 +189,3 @@ def _plain_pairs(
             mask_from_bytes(packed, num_units),
             np.frombuffer(scores, dtype="<f4").astype(np.float64),
         )
-

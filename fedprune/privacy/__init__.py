@@ -12,7 +12,7 @@ from fedprune.privacy.ledger import Entry, Granted, Ledger, Memoised
 from fedprune.privacy.planning import predict_recall, variance_for_recall
 from fedprune.privacy.prior import Posterior, magnitude_posterior
 from fedprune.privacy.reports import Report, ReportFormat
-from fedprune.privacy.threshold_response import ThresholdResponse, best_block
+from fedprune.privacy.threshold_response import ThresholdResponse, best_block, counts_for
 
 __all__ = [
     "Budget",
@@ -29,6 +29,7 @@ __all__ = [
     "VoteSums",
     "best_block",
     "compose_pure",
+    "counts_for",
     "magnitude_posterior",
     "not_covered",
     "overall_client_epsilon",

@@ -142,9 +142,12 @@ class Ledger:
             connection.execute("PRAGMA synchronous = FULL")
             ledger = cls(connection, path, budget or Budget(1.0))
             terms = ledger._terms() or ledger._create(budget, owner, private)
-        stored = Budget(float.fromhex(terms["epsilon"]), float.fromhex(terms["delta"]))
-        if int(terms["schema"]) != SCHEMA:
-            raise LedgerError(f"{path} has ledger schema {terms['schema']}, this is {SCHEMA}")
+        if terms.get("schema") != str(SCHEMA):
+            raise LedgerError(f"{path} has ledger schema {terms.get('schema')}, this is {SCHEMA}")
+        try:
+            stored = Budget(float.fromhex(terms["epsilon"]), float.fromhex(terms["delta"]))
+        except (KeyError, ValueError, PrivacyError) as error:
+            raise LedgerError(f"the terms of {path} are damaged: {error}") from None
         if budget is not None and (stored != budget or terms["owner"] != owner):
             raise LedgerError(
                 f"{path} is the ledger of {terms['owner']!r} with epsilon = {stored.epsilon:g}; "

@@ -34,6 +34,7 @@ from fedprune.randomness import Randomness, Words
 MAX_EPSILON = 64.0
 _RATIO_BITS = 128
 _CHUNK_WORDS = 1 << 22
+_OBSERVED_FROM = 20  # expected reports a block from which counts are conditioned on
 
 
 class ThresholdResponse:
@@ -268,3 +269,9 @@ def _best_threshold(epsilon: float, block_units: int) -> tuple[int, float]:
     gains = np.expm1(epsilon) * moment / (1 + tail * np.expm1(epsilon))
     best = int(np.argmax(gains[1:])) + 1
     return best, float(gains[best])
+
+
+def counts_for(mechanism: ThresholdResponse, num_reports: int) -> Counts:
+    """Choose how votes are debiased: on observed counts where every block surely gets many."""
+    many = num_reports >= _OBSERVED_FROM * mechanism.num_blocks
+    return "observed" if many else "expected"

@@ -1,8 +1,10 @@
 """From a model to a smaller one: units, scores, selection under a budget, surgery, schedules."""
 
-from fedprune.pruning.criteria import CRITERIA, Source, score, score_clients
+from fedprune.pruning.clients import Source
+from fedprune.pruning.criteria import CRITERIA
 from fedprune.pruning.layout import UnitGroup, UnitLayout
 from fedprune.pruning.schedule import SCHEDULES, keep_fractions
+from fedprune.pruning.scoring import score, score_clients
 from fedprune.pruning.selection import expected_keep_units, select, select_many
 from fedprune.pruning.surgery import compose_masks, mask_model, shrink
 

@@ -35,7 +35,7 @@ class GateGradients:
             LayoutMismatchError: if the model's layers are not the layout's.
         """
         layout.check_model(model)
-        self._name, self._num_units = layout.model_name, len(layout)
+        self._name, self.num_units = layout.model_name, len(layout)
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
         modules = dict(self._model.named_modules())
         for module in modules.values():
@@ -70,7 +70,7 @@ class GateGradients:
         labels = labels.to(self._device)
         if not self._probed:
             self._probe(inputs[:1])
-        collected = torch.zeros(len(inputs), self._num_units, device=self._device)
+        collected = torch.zeros(len(inputs), self.num_units, device=self._device)
         anchor = torch.zeros((), requires_grad=True, device=self._device)
         for gate in self._gates:
             gate.collect_into(collected, anchor)
@@ -164,11 +164,11 @@ class _Gate:
     def collect_into(self, collected: Tensor, anchor: Tensor) -> None:
         self._collected, self._anchor = collected, anchor
 
-    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         if self._watched is not None:
             self._watched.append(output.clone())
             return self._watched[-1]
-        gated: Tensor = _Collect.apply(output, self._anchor, self)  # type: ignore[no-untyped-call]
+        gated: Tensor = _Collect.apply(output, self._anchor, self)
         return gated
 
     def collect(self, products: Tensor) -> None:

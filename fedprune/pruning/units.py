@@ -135,8 +135,8 @@ def _refuse_shared_weights(traced: Trace) -> None:
             owner = owners.setdefault(id(parameter), f"{name}.{key}")
             if owner != f"{name}.{key}":
                 raise PruningError(
-                    f"{traced.name} shares one parameter between {owner} and {name}.{key}, so their "
-                    f"channels cannot be removed one by one"
+                    f"{traced.name} shares one parameter between {owner} and {name}.{key}, so "
+                    f"their channels cannot be removed one by one"
                 )
 
 

@@ -301,7 +301,7 @@ class Sum(Operation):
 
     def compose(self, bounds: Floats) -> Floats:
         """Sum |weight| L over the branches."""
-        total = np.zeros_like(bounds[0])
+        total: Floats = np.zeros_like(bounds[0])
         for weight, bound in zip(self.weights, bounds, strict=True):
             total = add_up(total, multiply_up(abs(weight), bound))
         return total

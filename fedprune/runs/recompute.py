@@ -89,7 +89,7 @@ def certified_accuracies(
     found: JsonDict = {}
     for name, (model, architecture) in _models(folder):
         certifier = robustness.Certifier.of(model, architecture.example_input, input_std=input_std)
-        radii = certifier.radii(margins[name].numpy())
+        radii = robustness.certified_radii(margins[name].numpy(), certifier.body_upper)
         found[name] = float(robustness.certified_accuracy(radii, radius))
     return found
 

@@ -1,0 +1,99 @@
+"""Score a model's units, for one set of minibatches or for every client at once."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fedprune.errors import ModelError, PruningError
+from fedprune.pruning.clients import DEFAULT_BATCH_SIZE, Clients, Progress, Source
+from fedprune.pruning.criteria import CRITERIA, Batches, Criterion, Question
+from fedprune.pruning.layout import UnitLayout
+
+
+def score(
+    model: nn.Module,
+    layout: UnitLayout,
+    batches: Batches,
+    criterion: str = "taylor",
+    *,
+    seed: int | None = None,
+) -> Tensor:
+    """Score every unit on minibatches; higher = more important.
+
+    Args:
+        model: The model; it is not changed.
+        layout: Its units.
+        batches: Minibatches (inputs [batch, ...], labels [batch]); the score is their mean.
+            Criteria that see no data ignore them.
+        criterion: A key of `CRITERIA`.
+        seed: For `random`, which needs one.
+
+    Returns:
+        [num_units] float32.
+
+    Raises:
+        LayoutMismatchError: if the model's layers are not the layout's.
+        PruningError: if the criterion is unknown or there is no minibatch.
+        ModelError: if a label is no class, or a loss or score is not finite.
+    """
+    scores = _find(criterion).of_batches(Question(model, layout, seed), batches)
+    return _finite(scores, criterion, layout)
+
+
+def score_clients(
+    model: nn.Module,
+    layout: UnitLayout,
+    inputs: Tensor | Source,
+    labels: Tensor | None,
+    client_ids: Tensor,
+    criterion: str = "taylor",
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    seed: int | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Score every unit for every client, in one batched pass over all their examples.
+
+    A client's examples are one minibatch: its row is what `score` gives for
+    `[(its inputs, its labels)]`, however the examples are ordered or batched here.
+
+    Args:
+        model: The model; it is not changed.
+        layout: Its units.
+        inputs: [num_examples, ...], or a `Source` that makes them as they are needed.
+        labels: [num_examples]; None takes the source's own.
+        client_ids: Each example's client, [num_examples] integers.
+        criterion: A key of `CRITERIA`.
+        batch_size: Examples in one pass; it changes speed and memory, scores only by rounding.
+        seed: For `random`, which needs one.
+        progress: Called with the examples done and their number after each pass.
+
+    Returns:
+        [num_clients, num_units] float32; row i belongs to the i-th smallest client id.
+
+    Raises:
+        LayoutMismatchError: if the model's layers are not the layout's.
+        PruningError: if the criterion is unknown or lengths do not fit.
+        ModelError: if a label is no class, or a loss or score is not finite.
+    """
+    found = _find(criterion)
+    clients = Clients.of(inputs, labels, client_ids, batch_size, progress)
+    return _finite(found.of_clients(Question(model, layout, seed), clients), criterion, layout)
+
+
+def _find(criterion: str) -> Criterion:
+    if criterion not in CRITERIA:
+        raise PruningError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+    return CRITERIA[criterion]
+
+
+def _finite(scores: Tensor, criterion: str, layout: UnitLayout) -> Tensor:
+    rounded = scores.float()
+    finite = rounded.isfinite().reshape(-1, len(layout)).all(0)
+    if not bool(finite.all()):
+        unit = int((~finite).nonzero()[0])
+        raise ModelError(
+            f"the {criterion} score of unit {unit} of {layout.model_name} is not finite; weights "
+            f"and inputs must be"
+        )
+    return rounded
