@@ -230,8 +230,10 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         merged = {key: value for key, value in merged.items() if key not in KEEP_KEYS}
     for key, value in over.items():
         inner = merged.get(key)
-        both_tables = isinstance(inner, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(inner, value) if both_tables else value
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            merged[key] = _merge(inner, value)
+        else:
+            merged[key] = value
     return merged
 
 

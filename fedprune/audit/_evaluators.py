@@ -149,6 +149,8 @@ def _counts(tables: Json | None) -> Table:
     if not stored:
         return Table(head, ())
     total = stack_tables(stored).sum(axis=0)
+    if len(names) != len(total):
+        return Table(head, ())
     rows = tuple(
         (
             say.text(name),

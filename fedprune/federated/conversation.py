@@ -69,5 +69,5 @@ class Conversation:
             )
         found = reply.content.config_records["answer"]["client"]
         if found != client:
-            raise FederationError(f"client {found} answered a question put to client {client}")
+            raise FederationError(f"client {found!r} answered a question put to client {client}")
         return reply.content

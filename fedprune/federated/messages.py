@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, RecordDict
 from torch import Tensor
 
 from fedprune.config import Scalar
@@ -48,7 +48,7 @@ class Question:
 
     def to_content(self) -> RecordDict:
         """Write as Flower records."""
-        task: dict[str, Scalar] = {
+        task: dict[str, ConfigRecordValues] = {
             "schema": SCHEMA,
             "run": self.run,
             "round": self.round,
@@ -74,7 +74,7 @@ class Question:
             schema = task["schema"]
             if schema != SCHEMA:
                 raise FederationError(
-                    f"the server speaks message schema {schema}, this client speaks {SCHEMA}; "
+                    f"the server speaks message schema {schema!r}, this client speaks {SCHEMA}; "
                     "install the same version of fedprune on both sides"
                 )
             return Question(
@@ -146,8 +146,8 @@ def answer_content(
 
 def content_bytes(content: RecordDict) -> int:
     """Bytes of the records' payload: what has to cross the network, without framing."""
-    records = [*content.array_records.values(), *content.config_records.values()]
-    return sum(record.count_bytes() for record in records)
+    arrays = sum(record.count_bytes() for record in content.array_records.values())
+    return arrays + sum(record.count_bytes() for record in content.config_records.values())
 
 
 def answer_weights(content: RecordDict) -> Tensor:

@@ -159,7 +159,7 @@ class Station:
             known[todo] = _right(model, RowSource(self.rows(split), todo))
         while len(self._correct) > _KEPT_MODELS:
             self._correct.pop(next(iter(self._correct)))
-        return known[places] == 1
+        return np.asarray(known[places] == 1, dtype=np.bool_)
 
     def certifier(self, architecture: Architecture, weights: Tensor) -> robustness.Certifier:
         """The certifier of a model, made once."""

@@ -66,8 +66,9 @@ def train_locally(
         mean = total / len(labels)
         if not math.isfinite(mean):
             raise ModelError(
-                f"training diverged: the loss is {mean}; train.learning_rate = "
-                f"{how.learning_rate:g} must be smaller, or the data hold values that are not finite"
+                f"training diverged: the loss is {mean} at a learning rate of "
+                f"{how.learning_rate:g}; it must be smaller, or the data hold values that are "
+                "not finite"
             )
     model.eval()
     return mean

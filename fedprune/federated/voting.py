@@ -74,7 +74,10 @@ def private_votes(experiment: Experiment, held: Held, step: Step, counterfactual
         return Ranking(estimate.mean, estimate.mean, estimate.variance, estimate.mean)
     layout = held.layout()
     posterior = magnitude_posterior(
-        estimate.mean, estimate.variance, _magnitude(held, layout), layout.group_of
+        estimate.mean,
+        estimate.variance,
+        _magnitude(held, layout),
+        np.asarray(layout.group_of, dtype=np.int64),
     )
     return Ranking(posterior.mean, estimate.mean, estimate.variance, estimate.mean)
 

@@ -70,7 +70,9 @@ class Coupling:
         return self._node_of.get(id(module))
 
     def channels(self, node: Any, side: str) -> dict[int, int]:
-        """Root of each tied channel on the `in` or `out` side of a node."""
+        """Root of each tied channel on the `in` or `out` side of a node, none of no node."""
+        if node is None:
+            return {}
         state = (id(node), side if _mixes_channels(node) else "both")
         found = self._elements.of.get(state, {})
         return {channel: self._elements.find(found[channel]) for channel in sorted(found)}

@@ -21,12 +21,11 @@ def compare_over_seeds(summaries: Sequence[JsonDict], confidence: float) -> Json
         Mean difference in accuracy after fine-tuning, private minus magnitude, its interval
         (null with one seed) and the figures of every seed; None where there are no baselines.
     """
-    pairs = [(s["accuracy"]["pruned"], _magnitude(s)) for s in summaries]
-    if any(private is None or magnitude is None for private, magnitude in pairs):
+    private = [summary["accuracy"]["pruned"] for summary in summaries]
+    magnitude = [_magnitude(summary) for summary in summaries]
+    if None in private or None in magnitude:
         return None
-    found = fairness.paired_difference(
-        [private for private, _ in pairs], [magnitude for _, magnitude in pairs], confidence
-    )
+    found = fairness.paired_difference(private, magnitude, confidence)
     return {
         "name": "accuracy after fine-tuning, private minus magnitude",
         "mean": found.mean,
@@ -38,7 +37,7 @@ def compare_over_seeds(summaries: Sequence[JsonDict], confidence: float) -> Json
     }
 
 
-def _magnitude(summary: JsonDict) -> float | None:
+def _magnitude(summary: JsonDict) -> Any:
     baselines = summary["baselines"]
     return baselines["magnitude"]["accuracy"] if baselines else None
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 class PlainCnn(nn.Module):
@@ -21,9 +21,9 @@ class PlainCnn(nn.Module):
         self.out = nn.Linear(7, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        x = F.relu(self.conv2(x)).flatten(1)
-        return self.out(F.relu(self.hidden(x)))
+        x = functional.max_pool2d(functional.relu(self.conv1(x)), 2)
+        x = functional.relu(self.conv2(x)).flatten(1)
+        return self.out(functional.relu(self.hidden(x)))
 
 
 class Residual(nn.Module):
@@ -40,10 +40,10 @@ class Residual(nn.Module):
         self.out = nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.stem_bn(self.stem(x)), inplace=True)
-        y = self.back_bn(self.back(F.relu(self.inner_bn(self.inner(x)), inplace=True)))
+        x = functional.relu(self.stem_bn(self.stem(x)), inplace=True)
+        y = self.back_bn(self.back(functional.relu(self.inner_bn(self.inner(x)), inplace=True)))
         y += x
-        y = F.relu_(y)
+        y = functional.relu_(y)
         z = self.slopes(self.down_bn(self.down(y)) + self.skip(y))
         return self.out(z.mean((2, 3)))
 
@@ -59,8 +59,8 @@ class Concat(nn.Module):
         self.out = nn.Linear(5, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(torch.cat([self.left(x), x, self.right(x)], 1)))
-        return self.out(F.adaptive_avg_pool2d(F.relu(self.mix(x)), 1).flatten(1))
+        x = functional.relu(self.norm(torch.cat([self.left(x), x, self.right(x)], 1)))
+        return self.out(functional.adaptive_avg_pool2d(functional.relu(self.mix(x)), 1).flatten(1))
 
 
 class Grouped(nn.Module):
@@ -75,10 +75,10 @@ class Grouped(nn.Module):
         self.out = nn.Linear(5, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.expand(x)))
-        x = F.relu(self.bn2(self.groups(x)))
-        x = F.relu6(self.bn3(self.depth(x)))
-        return self.out(F.relu(self.point(x)).mean((2, 3)))
+        x = functional.relu(self.bn1(self.expand(x)))
+        x = functional.relu(self.bn2(self.groups(x)))
+        x = functional.relu6(self.bn3(self.depth(x)))
+        return self.out(functional.relu(self.point(x)).mean((2, 3)))
 
 
 class Sigmoid(nn.Module):
@@ -92,8 +92,8 @@ class Sigmoid(nn.Module):
         self.out = nn.Linear(9, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(torch.sigmoid(self.bn(self.conv(x))), 2)
-        return self.out(F.softplus(self.hidden(self.flat_bn(x.flatten(1)))))
+        x = functional.max_pool2d(torch.sigmoid(self.bn(self.conv(x))), 2)
+        return self.out(functional.softplus(self.hidden(self.flat_bn(x.flatten(1)))))
 
 
 class Gate(nn.Module):
@@ -107,8 +107,10 @@ class Gate(nn.Module):
         self.out = nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.conv(x)))
-        scale = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        x = functional.relu(self.norm(self.conv(x)))
+        scale = torch.sigmoid(
+            self.excite(functional.relu(self.squeeze(x.mean((2, 3), keepdim=True))))
+        )
         return self.out(torch.tanh(self.up(x * scale)).mean((2, 3)))
 
 
@@ -123,7 +125,7 @@ class Signal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.same(x)
-        return self.out(F.relu(self.bn(self.conv(x))).flatten(1))
+        return self.out(functional.relu(self.bn(self.conv(x))).flatten(1))
 
 
 class Recurrent(nn.Module):
@@ -153,8 +155,8 @@ class PreActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        x = x + self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
-        return self.out(F.relu(self.last(x)).mean((2, 3)))
+        x = x + self.conv2(functional.relu(self.bn2(self.conv1(functional.relu(self.bn1(x))))))
+        return self.out(functional.relu(self.last(x)).mean((2, 3)))
 
 
 IMAGE, SIGNAL, ROW = (3, 8, 8), (3, 8), (5,)
@@ -186,6 +188,15 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             else:
                 tensor.copy_(noise * (1.5 / max(tensor[0].numel(), 4)) ** 0.5)
     return model.eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks as small as these only lose by threads, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
