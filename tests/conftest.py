@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from helpers import run_small
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -28,3 +29,11 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if root is None:
         pytest.skip("real data sets are not here: set FEDPRUNE_TEST_DATA to a folder that has them")
     return root
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished small run; tests must not change it (copy it first)."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    run_small(out)
+    return out

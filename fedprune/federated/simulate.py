@@ -37,16 +37,13 @@ def resume(out: str | Path, reporter: Reporter) -> JsonDict:
 
 
 def _all_seeds(folder: RunFolder, reporter: Reporter) -> JsonDict:
-    folder.lock()
-    config = folder.config
-    summary = _one_seed(folder, reporter)
-    if config.evaluate.seeds == 1:
-        return summary
-    summaries = [summary]
-    for seed in range(config.seed + 1, config.seed + config.evaluate.seeds):
-        reporter.say(f"seed {seed}")
-        summaries.append(_one_seed(_seed_folder(folder, config, seed), reporter))
-    return _with_comparison(folder, summaries)
+    with folder.locked():
+        config = folder.config
+        summaries = [_one_seed(folder, reporter)]
+        for seed in range(config.seed + 1, config.seed + config.evaluate.seeds):
+            reporter.say(f"seed {seed}")
+            summaries.append(_one_seed(_seed_folder(folder, config, seed), reporter))
+        return _with_comparison(folder, summaries) if len(summaries) > 1 else summaries[0]
 
 
 def _one_seed(folder: RunFolder, reporter: Reporter) -> JsonDict:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fedprune.errors import PruningError
+from fedprune.errors import ModelError, PruningError
 from fedprune.pruning.members import has_channels, is_selection
 from fedprune.pruning.surgery import mask_model, shrink
 from fedprune.pruning.tracing import moving_operations, one_line
@@ -28,6 +28,7 @@ def verify(model: nn.Module, layout: UnitLayout, example_input: Tensor) -> None:
     """Remove every unit in one of two trials and compare.
 
     Raises:
+        ModelError: if the model gives no finite output on the example.
         PruningError: naming the first group that cannot be removed exactly.
     """
     trial, example = _trial_model(model, example_input)
@@ -63,21 +64,34 @@ def _halves(layout: UnitLayout) -> list[Tensor]:
 
 
 def _trial_model(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, Tensor]:
-    """A copy with random weights, in double precision where the model can be run in it."""
+    """A copy with random weights, in double precision where the model can be run in it.
+
+    Weights of its own are a last resort, for models that give no finite output with others:
+    fresh biases of zero, say, would hide what random ones show.
+    """
+    own = copy.deepcopy(model).eval()
+    drawn = copy.deepcopy(own)
     generator = torch.Generator().manual_seed(0)
-    trial = copy.deepcopy(model).eval()
     with torch.no_grad():
-        for module in trial.modules():
+        for module in drawn.modules():
             if has_channels(module) and not is_selection(module):
                 _randomise(module, generator)
-        if not example_input.is_floating_point() or _size(model) > _LARGE:
+    for trial in (drawn, own):
+        if example_input.is_floating_point() and _size(model) <= _LARGE:
+            precise = copy.deepcopy(trial).double()
+            if _runs(precise, example_input.double()):
+                return precise, example_input.double()
+        if _runs(trial, example_input):
             return trial, example_input
-        precise = copy.deepcopy(trial).double()
-        try:
-            precise(example_input.double())
-        except Exception:  # a model may insist on its own dtype; then it is tried in that
-            return trial, example_input
-    return precise, example_input.double()
+    raise ModelError(f"{type(model).__name__} gives no finite output on the example input")
+
+
+def _runs(model: nn.Module, example: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            return bool(model(example).isfinite().all())
+    except Exception:  # a model may insist on its own dtype; then it is tried in that
+        return False
 
 
 def _size(model: nn.Module) -> int:

@@ -29,8 +29,11 @@ from fedprune.robustness.rounding import (
 
 Matrices = NDArray[np.float64] | NDArray[np.complex128]
 
-MAX_SVD_WORK = 4e8
-"""count * m * n * min(m, n) above which Gram iteration replaces the SVD."""
+MAX_SVD_WORK = 2e7
+"""count * m * n * min(m, n) above which Gram iteration replaces the SVD of larger matrices."""
+
+MAX_SVD_SIDE = 64
+"""Shorter side up to which a stack of any length is left to the SVD."""
 
 ENTRY_ERROR = 16 * EPSILON
 """Relative error allowed in every weight: folding and input scaling round a few times."""
@@ -55,7 +58,8 @@ def stack_norm(matrices: Matrices, floor: float = 0.0) -> Norm:
     count, rows, columns = matrices.shape
     if matrices.size == 0 or not np.any(matrices):
         return Norm(floor, "zero")
-    if count * rows * columns * min(rows, columns) <= MAX_SVD_WORK:
+    side = min(rows, columns)
+    if side <= MAX_SVD_SIDE or count * rows * columns * side <= MAX_SVD_WORK:
         try:
             return Norm(max(floor, _svd_bound(matrices)), "svd")
         except np.linalg.LinAlgError:  # no convergence: the Gram bound needs none
@@ -77,7 +81,7 @@ def _svd_bound(matrices: Matrices) -> float:
 
 
 def gram_bound(
-    matrices: Matrices, floor: float = 0.0, *, iterations: int = 12, tolerance: float = 1e-5
+    matrices: Matrices, floor: float = 0.0, *, iterations: int = 12, tolerance: float = 1e-4
 ) -> float:
     """Bound the largest singular value over a stack by Gram iteration: [count, m, n].
 

@@ -11,9 +11,10 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -34,7 +35,6 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         """Wrap a path; use `create` or `open`."""
         self.path = path
-        self._lock: IO[str] | None = None
 
     @classmethod
     def create(cls, path: str | Path, config: Config) -> RunFolder:
@@ -69,17 +69,19 @@ class RunFolder:
             raise RunError(f"{path} is not a run folder: it has no config.toml")
         return cls(path)
 
-    def lock(self) -> None:
-        """Keep a second process out of this folder until this one ends.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of this folder inside the block.
 
         Raises:
-            RunError: if another process is running it.
+            RunError: if another process is working on it.
         """
-        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held while the process runs)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{self.path} is in use by another process") from None
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"{self.path} is in use by another process") from None
+            yield
 
     @property
     def config(self) -> Config:

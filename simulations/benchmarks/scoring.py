@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -34,28 +35,50 @@ class Synthetic:
     """CIFAR-shaped noise, kept as bytes and scaled as it is needed."""
 
     def __init__(self, images: int) -> None:
+        """Draw so many images and labels."""
         generator = torch.Generator().manual_seed(0)
         self._bytes = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8,
                                     generator=generator)  # fmt: skip
         self._labels = torch.randint(0, 10, (images,), generator=generator)
 
     def __len__(self) -> int:
+        """Number of images."""
         return len(self._labels)
 
     def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of neighbouring images."""
         return self._bytes[start:stop].float() / 128 - 1, self._labels[start:stop]
+
+
+class Cifar:
+    """The first training images of CIFAR-10."""
+
+    def __init__(self, root: str, images: int) -> None:
+        """Read the python batches under `root`."""
+        self._rows = data.load("cifar10", root, seed=0).train.take(np.arange(images))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._rows)
+
+    def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of neighbouring images."""
+        return self._rows.inputs(slice(start, stop)), self._rows.targets(slice(start, stop))
 
 
 class Part:
     """Neighbouring examples of a source."""
 
     def __init__(self, source: pruning.Source, start: int, stop: int) -> None:
+        """Take the examples from `start` to `stop`."""
         self._source, self._start, self._stop = source, start, stop
 
     def __len__(self) -> int:
+        """Number of images."""
         return self._stop - self._start
 
     def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of neighbouring images."""
         return self._source.batch(self._start + start, self._start + stop)
 
 
@@ -83,9 +106,8 @@ def scoring_pass(
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Take turns, one part of the clients at a time, and collect the figures."""
     images = options.clients * options.per_client
-    source: pruning.Source = Synthetic(images)
-    if options.root:
-        source = Part(data.load("cifar10", root=options.root).train, 0, images)
+    source: pruning.Source
+    source = Cifar(options.root, images) if options.root else Synthetic(images)
     model = models.load("resnet20", weights=options.weights, num_classes=10, seed=0)
     trained = models.load("resnet20", weights=options.weights, num_classes=10, seed=0)
     layout = pruning.UnitLayout.of(model, torch.zeros(1, 3, 32, 32))
@@ -132,7 +154,7 @@ def _peak_rss_bytes() -> int:
 
 def main() -> None:
     """Measure, print and, if asked, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clients", type=int, default=10_000)
     parser.add_argument("--per-client", type=int, default=5, help="images of each client")
     parser.add_argument("--repeats", type=int, default=10, help="turns the clients are split into")

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fedprune import hardware, models
 from fedprune.errors import LayoutMismatchError, ModelError, PruningError
-from fedprune.pruning import UnitLayout
+from fedprune.pruning import UnitLayout, score
 
 UNITS = {
     "plain": [6, 5, 7],
@@ -184,6 +184,47 @@ def test_what_cannot_be_removed_exactly_is_refused_by_name(culprit: str) -> None
     with pytest.raises(PruningError, match=rf"Bare .*{culprit}") as caught:
         UnitLayout.of(REFUSED[culprit], torch.randn(2, 3, 8, 8))
     assert "\n" not in str(caught.value)
+
+
+class Tokens(nn.Module):
+    """Integer inputs, a learned scalar, and a dtype of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.hidden, self.out = nn.Embedding(9, 6), nn.Linear(6, 7), nn.Linear(7, 3)
+        self.heat = nn.Parameter(torch.tensor([2.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.hidden(self.words(x).mean(1))) * self.heat)
+
+
+def test_integer_inputs_and_scalar_parameters_are_no_obstacle() -> None:
+    model, tokens = Tokens(), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    layout = UnitLayout.of(model, tokens)
+    assert len(layout) == 7
+    assert layout.total_params == sum(p.numel() for p in model.parameters())
+    assert (score(model, layout, [(tokens, torch.tensor([0, 2]))]) >= 0).all()
+
+
+def test_a_model_may_insist_on_its_dtype_and_weights_but_must_give_finite_outputs() -> None:
+    class Single(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.float())
+
+    class Fussy(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self[0].bias.sqrt().sum()
+
+    layers = [nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)]
+    assert len(UnitLayout.of(Single(*layers), torch.randn(2, 3))) == 5
+    fussy = Fussy(*layers)
+    with torch.no_grad():
+        layers[0].bias.fill_(4.0)
+    assert len(UnitLayout.of(fussy, torch.randn(2, 3))) == 5
+    with torch.no_grad():
+        layers[0].bias.fill_(-4.0)
+    with pytest.raises(ModelError, match="Fussy gives no finite output"):
+        UnitLayout.of(fussy, torch.randn(2, 3))
 
 
 def test_shufflenet_is_refused_with_the_operations_that_stop_it() -> None:

@@ -141,7 +141,7 @@ def test_uniform_thinning_at_the_expected_fraction_meets_the_budget() -> None:
 
 def test_what_no_unit_owns_cannot_be_thinned_away(build: Any) -> None:
     layout = UnitLayout.of(*build("signal"))
-    with pytest.raises(PruningError, match="keep_macs = 0.01 cannot be met"):
+    with pytest.raises(PruningError, match=r"keep_macs = 0\.01 cannot be met"):
         expected_keep_units(layout, keep_macs=0.01)
 
 
