@@ -47,6 +47,7 @@ class Part(StrEnum):
     privacy = "privacy"
     fairness = "fairness"
     robustness = "robustness"
+    model = "model"
     all = "all"
 
 

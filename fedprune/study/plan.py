@@ -82,6 +82,7 @@ def plan(config: Config, dataset: Dataset) -> Plan:
         alpha=config.data.alpha,
         shards_per_client=config.data.shards_per_client,
     )
+    dataset.test.group(config.data.groups)  # refuses an attribute that the data do not have
     architecture = Architecture.dense(config.model.name, dataset.num_classes, dataset.input_shape)
     model, layout = architecture.build()
     keep = _first_keep(config, layout)
