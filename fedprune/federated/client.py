@@ -8,6 +8,7 @@ come from one batched pass and the ledger writes in batches. Both paths are the 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,15 +19,16 @@ import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
+from torch import nn
 
 from fedprune import fairness, pruning
 from fedprune.errors import FederationError, FedpruneError, LayoutMismatchError
 from fedprune.federated.messages import Question, answer_content
-from fedprune.federated.station import RowSource, Station, model_of, station_of
+from fedprune.federated.station import RowSource, Station, station_of
 from fedprune.federated.training import LocalTraining, train_locally
 from fedprune.privacy import Entry, Granted, Memoised, ThresholdResponse
 from fedprune.privacy.accounting import REPLACEMENT, UNPROTECTED
-from fedprune.runs import weights_vector
+from fedprune.runs import load_weights_vector, weights_vector
 
 ANSWER_ERROR = 1  # code of a Flower error whose reason is one sentence for people
 
@@ -44,9 +46,14 @@ def answer_train(station: Station, question: Question, clients: Sequence[int]) -
         weight_decay=question.number("weight_decay"),
     )
 
+    workers = threading.local()
+
     def train_one(client: int) -> Outcome:
-        torch.set_num_threads(1)  # a worker's own setting; one thread a client, on every engine
-        model = model_of(question.architecture, question.weights)
+        if not hasattr(workers, "model"):
+            torch.set_num_threads(1)  # a worker's own setting: one thread a client, everywhere
+            workers.model, _ = question.architecture.build()
+        model: nn.Module = workers.model
+        load_weights_vector(model, question.weights)
         source = RowSource(station.dataset.train, station.index(client, "train"))
         inputs, labels = source.batch(0, len(source))
         order = station.generator("train", question.round, client)

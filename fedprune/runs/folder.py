@@ -35,6 +35,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         """Wrap a path; use `create` or `open`."""
         self.path = path
+        self._finished: dict[str, JsonDict] | None = None
 
     @classmethod
     def create(cls, path: str | Path, config: Config) -> RunFolder:
@@ -238,9 +239,10 @@ class RunFolder:
             action: does the work, writes its files, returns a JSON-able result.
             extra: further fields of the event, read when the action is done.
         """
-        for event in self.events():
-            if event["phase"] == name:
-                return dict(event["result"])
+        if self._finished is None:
+            self._finished = {event["phase"]: dict(event["result"]) for event in self.events()}
+        if name in self._finished:
+            return self._finished[name]
         begun = time.perf_counter()
         result = action()
         seconds = time.perf_counter() - begun
@@ -253,6 +255,7 @@ class RunFolder:
                 **extra(),
             }
         )
+        self._finished[name] = result
         return result
 
 
