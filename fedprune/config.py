@@ -112,6 +112,7 @@ class EvaluateConfig(_Table):
     seeds: PositiveCount = 3
     baselines: Switch = True
     certified_radius: Positive = 0.1
+    certified_rows: PositiveCount = 1000
     confidence: Annotated[float, Field(gt=0.5, lt=1, description="a number between 0.5 and 1")] = (
         0.95
     )
