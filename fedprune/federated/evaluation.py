@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
 import numpy as np
@@ -120,10 +121,19 @@ def robustness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDic
 def _margins(experiment: Experiment, held: Held, round_name: str) -> Tensor:
     question = experiment.question(round_name, held, {}, counterfactual=True)
     parts = []
-    answers = experiment.conversation.ask("query.margins", question, experiment.clients, round_name)
+    clients = _certified_clients(experiment)
+    answers = experiment.conversation.ask("query.margins", question, clients, round_name)
     for client, answer in answers:
         raw = answer.config_records["answer"]["margins"]
         if not isinstance(raw, bytes):
             raise FederationError(f"client {client} sent no margins")
         parts.append(np.frombuffer(raw, dtype="<f8"))
     return torch.from_numpy(np.concatenate(parts).astype(np.float64))
+
+
+def _certified_clients(experiment: Experiment) -> list[int]:
+    """Sample whole clients until they have about `evaluate.certified_rows` rows together."""
+    wanted = experiment.config.evaluate.certified_rows / max(1, len(experiment.dataset.test))
+    count = min(len(experiment.clients), math.ceil(wanted * len(experiment.clients)))
+    order = experiment.generator("certified").permutation(len(experiment.clients))
+    return sorted(order[:count].tolist())
