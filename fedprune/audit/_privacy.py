@@ -53,7 +53,7 @@ def _facts(privacy: Json) -> list[tuple[str, str]]:
         ("Trusted", _trust(privacy)),
         ("Mechanism", say.text(privacy.get("mechanism"))),
         ("Reports received", say.count(privacy.get("reports"))),
-        ("Variance of one report's vote", say.plain(privacy.get("variance_per_vote"), 4)),
+        ("Variance of one unit's vote", say.plain(privacy.get("variance_per_vote"), 4)),
     ]
 
 

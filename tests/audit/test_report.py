@@ -192,7 +192,7 @@ def test_every_figure_of_the_summary_is_on_the_page(summary, votes) -> None:
         "+1.94 percentage points (95 % interval +1.10 to +2.78, over 3 seeds)",
         "Parameters 272 474 71 290 3.82×",
         "3 ms 1 ms 3×",
-        "Variance of one report's vote 25.1",
+        "Variance of one unit's vote 25.1",
         "Reports received 10 000",
         "conv1 12 20 60 %",
         "dense 27 000 30 900× 40.00 %",
