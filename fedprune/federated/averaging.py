@@ -38,7 +38,8 @@ def train_rounds(
         counterfactual: whether the path exists in simulation only.
     """
     held = start
-    for number in range(1, rounds + 1):
+    numbers = range(1, rounds + 1)
+    for number in experiment.reporter.track(numbers, f"{prefix}{stage}", rounds):
         before = held
         round_name = f"{stage}-{number}"
         rate = learning_rate * _half_cosine(number - 1, rounds)
@@ -82,17 +83,17 @@ def _round(
     chosen = min(train.clients_per_round, len(experiment.clients))
     generator = experiment.generator("participants", round_name)
     participants = sorted(generator.permutation(len(experiment.clients))[:chosen].tolist())
-    weights, loss = average(experiment, question, participants, f"{prefix}{round_name}")
+    weights, loss = average(experiment, question, participants)
     return held.architecture, weights, {"loss": loss, "clients": len(participants)}
 
 
 def average(
-    experiment: Experiment, question: Question, participants: Sequence[int], label: str
+    experiment: Experiment, question: Question, participants: Sequence[int]
 ) -> tuple[Tensor, float]:
     """Average the participants' weights by their rows, summed in float64 in partition order."""
     total = torch.zeros(question.weights.numel(), dtype=torch.float64)
     rows = loss = 0.0
-    for client, answer in experiment.conversation.ask("train", question, participants, label):
+    for client, answer in experiment.conversation.ask("train", question, participants, ""):
         record = answer.config_records["answer"]
         count, weights = float(record["rows"]), answer_weights(answer)  # type: ignore[arg-type]
         if weights.numel() != total.numel() or not bool(torch.isfinite(weights).all()):

@@ -35,6 +35,8 @@ class Conversation:
     ) -> Iterator[tuple[int, RecordDict]]:
         """Ask clients one question; yield (client, answer) in the order of `clients`.
 
+        Progress is shown under `label`, if there is one.
+
         Raises:
             FederationError: with the client's own sentence, if one answers with an error or
                 answers for another, or if answers are missing.
@@ -46,7 +48,9 @@ class Conversation:
         )
         replies = iter(self._grid.send_and_receive(messages))
         heard = 0
-        for reply in self._reporter.track(replies, label, len(clients)):
+        if label:
+            replies = self._reporter.track(replies, label, len(clients))
+        for reply in replies:
             if heard == len(clients):
                 raise FederationError(f"more answers than questions came in round {question.round}")
             answer = self._read(reply, clients[heard], question.round)

@@ -8,13 +8,13 @@ from pathlib import Path
 from fedprune import config as configuration
 from fedprune import study
 from fedprune.config import Config
-from fedprune.errors import RunError
+from fedprune.errors import LedgerError, RunError
 from fedprune.federated.experiment import JsonDict
 from fedprune.federated.local_grid import LocalGrid
 from fedprune.federated.server import run
 from fedprune.federated.station import close_stations
 from fedprune.progress import Reporter
-from fedprune.runs import RunFolder
+from fedprune.runs import RunFolder, ledger_contradiction
 
 
 def simulate(config: Config, out: str | Path, reporter: Reporter) -> JsonDict:
@@ -49,6 +49,11 @@ def _all_seeds(folder: RunFolder, reporter: Reporter) -> JsonDict:
 def _one_seed(folder: RunFolder, reporter: Reporter) -> JsonDict:
     if folder.has("summary.json"):
         return folder.read_json("summary.json")
+    broken = ledger_contradiction(folder)
+    if broken:
+        raise LedgerError(
+            f"{folder.path} cannot be continued, its ledger was rolled back: {broken}"
+        )
     # A run folder may have been moved since it was started.
     config = folder.config.model_copy(update={"out": str(folder.path)})
     grid = LocalGrid(config.data.clients, configuration.to_flat(config))

@@ -6,6 +6,7 @@ from fedprune.runs.recompute import (
     LedgerTotals,
     certified_accuracies,
     fairness_of_tables,
+    ledger_contradiction,
     ledger_totals,
     lipschitz_bounds,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "RunFolder",
     "certified_accuracies",
     "fairness_of_tables",
+    "ledger_contradiction",
     "ledger_totals",
     "lipschitz_bounds",
     "load_weights_vector",

@@ -48,6 +48,23 @@ def ledger_totals(folder: RunFolder) -> LedgerTotals:
     return LedgerTotals(frozenset(kinds), reserved, stored, largest)
 
 
+def ledger_contradiction(folder: RunFolder) -> str | None:
+    """Say where the ledger lacks a row that a finished phase ended with: a rollback.
+
+    Returns:
+        None where the ledger passed every point that the run's events name.
+    """
+    named = [event for event in folder.events() if "ledger_rows" in event]
+    if not named:
+        return None
+    with Ledger.open(folder.path / "ledger.sqlite") as ledger:
+        for event in named:
+            row = int(event["ledger_rows"])
+            if ledger.hash_at(row) != event["ledger_head"]:
+                return f"ledger row {row} is not the one that phase {event['phase']} ended with"
+    return None
+
+
 def fairness_of_tables(stored: JsonDict) -> JsonDict:
     """Compute the fairness summary from the content of tables.json."""
     return fairness.summarize(

@@ -210,3 +210,55 @@ def test_one_unit_alone_can_be_asked_about() -> None:
     assert mechanism.report_bytes == 1
     reports = [mechanism.randomize(np.array([True]), SimulationRandomness(c)) for c in range(2000)]
     assert mechanism.estimate(reports).mean[0] == pytest.approx(1.0, abs=0.12)
+
+
+class _OutOfWordsError(Exception):
+    pass
+
+
+class ScriptedWords:
+    """A source of 3-bit words that follows a script, for enumeration."""
+
+    word_bits = 3
+    is_private = False
+
+    def __init__(self, script: tuple[int, ...]) -> None:
+        self.script, self.used = script, 0
+
+    def words(self, count: int) -> np.ndarray:
+        if self.used + count > len(self.script):
+            raise _OutOfWordsError(self.used + count)
+        drawn = self.script[self.used : self.used + count]
+        self.used += count
+        return np.array(drawn, dtype=np.uint64)
+
+
+@pytest.mark.parametrize(("units", "block", "threshold", "longest"), [(3, 1, 1, 6), (4, 2, 2, 6)])
+def test_the_production_sampler_over_all_3_bit_words_has_the_stated_law(
+    units: int, block: int, threshold: int, longest: int
+) -> None:
+    mechanism = ThresholdResponse(1.3, units, block_units=block, threshold=threshold)
+    mask = np.arange(units) % 3 == 0
+    found: dict[bytes, Fraction] = dict.fromkeys(output_probabilities(mechanism, mask), Fraction(0))
+    undecided = Fraction(0)
+    scripts = [tuple(words) for words in product(range(8), repeat=block + 2)]
+    while scripts:
+        longer = []
+        for script in scripts:
+            source = ScriptedWords(script)
+            try:
+                report = mechanism.randomize(mask, source)
+            except _OutOfWordsError as wanted:
+                more = wanted.args[0] - len(script)
+                if wanted.args[0] > longest:
+                    undecided += Fraction(1, 8 ** len(script))
+                else:
+                    longer += [script + tail for tail in product(range(8), repeat=more)]
+                continue
+            assert source.used == len(script)
+            found[report.payload] += Fraction(1, 8 ** len(script))
+        scripts = longer
+    assert sum(found.values()) + undecided == 1
+    assert undecided < Fraction(1, 20)
+    for report, truth in output_probabilities(mechanism, mask).items():
+        assert found[report] <= truth <= found[report] + undecided
