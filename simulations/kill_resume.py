@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from fedprune import __version__
 from fedprune.errors import LedgerError
 from fedprune.privacy import Ledger
-from fedprune.privacy.ledger import STORED
+from fedprune.privacy.chain import STORED
 
 SETTINGS = (
     "data.clients=1400",  # three cohorts, so that a kill can fall between and inside them

@@ -62,7 +62,7 @@ def test_exactly_one_budget_is_set_and_a_later_source_replaces_it(tmp_path: Path
     assert configuration.load(None, ["prune.keep_macs=0.4"]).prune.budget == ("keep_macs", 0.4)
     path = tmp_path / "x.toml"
     path.write_text("[prune]\nkeep_units = 0.3\nkeep_macs = 0.4\n")
-    with pytest.raises(ConfigError, match="exactly one of .* got prune.keep_units and"):
+    with pytest.raises(ConfigError, match=r"exactly one of .* got prune\.keep_units and"):
         configuration.load(path)
 
 

@@ -14,7 +14,7 @@ from fedprune import hardware, privacy, pruning, runs
 from fedprune.audit.findings import Finding, check, same
 from fedprune.config import Config
 from fedprune.privacy import Ledger, Report, ThresholdResponse
-from fedprune.privacy.ledger import STORED
+from fedprune.privacy.chain import STORED
 from fedprune.runs import RunFolder
 
 JsonDict = dict[str, Any]

@@ -47,7 +47,7 @@ def train_rounds(
         def action(
             model: Held = before, name: str = round_name, step: float = rate
         ) -> tuple[Architecture, Tensor, JsonDict]:
-            return _round(experiment, model, name, step, prefix, counterfactual)
+            return _round(experiment, model, name, step, counterfactual)
 
         held, _ = experiment.model_phase(f"{prefix}{round_name}", action)
         if before is not start:
@@ -64,7 +64,6 @@ def _round(
     held: Held,
     round_name: str,
     learning_rate: float,
-    prefix: str,
     counterfactual: bool,
 ) -> tuple[Architecture, Tensor, JsonDict]:
     train = experiment.config.train

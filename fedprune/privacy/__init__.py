@@ -7,8 +7,9 @@ from fedprune.privacy.accounting import (
     not_covered,
     overall_client_epsilon,
 )
+from fedprune.privacy.chain import Entry
 from fedprune.privacy.estimation import VoteEstimate, VoteSums
-from fedprune.privacy.ledger import Entry, Granted, Ledger, Memoised
+from fedprune.privacy.ledger import Granted, Ledger, Memoised
 from fedprune.privacy.planning import predict_recall, variance_for_recall
 from fedprune.privacy.prior import Posterior, magnitude_posterior
 from fedprune.privacy.reports import Report, ReportFormat

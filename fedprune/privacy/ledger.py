@@ -14,7 +14,6 @@ against a head kept elsewhere (a receipt, or the run folder's events).
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,65 +25,22 @@ from typing import TypeAlias
 
 from fedprune.errors import BudgetExceededError, LedgerError, PrivacyError, QuestionChangedError
 from fedprune.privacy.accounting import UNPROTECTED, Budget, compose_pure
+from fedprune.privacy.chain import (
+    COLUMNS,
+    RESERVED,
+    SENT,
+    STORED,
+    TABLES,
+    Entry,
+    genesis,
+    order_flaws,
+    row_flaws,
+    to_entry,
+    to_row,
+)
 
 SCHEMA = 1
-RESERVED, STORED, SENT = "reserved", "stored", "sent"
-
-_TABLES = """
-CREATE TABLE terms (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE entries (
-  seq INTEGER PRIMARY KEY,
-  client TEXT NOT NULL,
-  run TEXT NOT NULL,
-  round TEXT NOT NULL,
-  kind TEXT NOT NULL,
-  stage TEXT NOT NULL,
-  question TEXT NOT NULL,
-  relation TEXT NOT NULL,
-  epsilon TEXT NOT NULL,
-  delta TEXT NOT NULL,
-  report BLOB NOT NULL,
-  report_hash TEXT NOT NULL,
-  previous TEXT NOT NULL,
-  hash TEXT NOT NULL
-) STRICT;
-CREATE INDEX by_client ON entries (client, run, round);
-"""
-_COLUMNS = (
-    "seq, client, run, round, kind, stage, question, relation, epsilon, delta, "
-    "report, report_hash, previous, hash"
-)
 _CHUNK = 10_000
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row: what a client reserved, stored or sent.
-
-    Attributes:
-        client: who; run, round: for which question of which run.
-        kind: "mask-report", "model-update", "count-table", ...
-        question: SHA-256 of everything that the server asked.
-        relation: neighbouring relation of `epsilon`, or "unprotected".
-        epsilon, delta: charge of this event; 0 where unprotected, which then has no meaning.
-        stage: "reserved", "stored" (with the report's exact bytes) or "sent" (unprotected).
-    """
-
-    client: str
-    run: str
-    round: str
-    kind: str
-    question: str
-    relation: str
-    epsilon: float = 0.0
-    delta: float = 0.0
-    stage: str = RESERVED
-    report: bytes = b""
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """One answer is given per client, run and round."""
-        return self.client, self.run, self.round
 
 
 @dataclass(frozen=True)
@@ -253,8 +209,8 @@ class Ledger:
     def entries(self) -> Iterator[Entry]:
         """Read all rows in order."""
         with _readable_failures(self.path):
-            for row in self._connection.execute(f"SELECT {_COLUMNS} FROM entries ORDER BY seq"):
-                yield _to_entry(row)
+            for row in self._connection.execute(f"SELECT {COLUMNS} FROM entries ORDER BY seq"):
+                yield to_entry(row)
 
     @property
     def head(self) -> tuple[int, str]:
@@ -275,20 +231,20 @@ class Ledger:
         most one stored report per round, stored only after reserved, and no client past its budget.
         """
         with _readable_failures(self.path):
-            previous, expected = _genesis(self._terms()), 1
+            previous, expected = genesis(self._terms()), 1
             reserved: dict[tuple[str, str, str], Entry] = {}
             stored: set[tuple[str, str, str]] = set()
             spent: dict[str, list[float]] = {}
-            for row in self._connection.execute(f"SELECT {_COLUMNS} FROM entries ORDER BY seq"):
+            for row in self._connection.execute(f"SELECT {COLUMNS} FROM entries ORDER BY seq"):
                 where = f"ledger row {row[0]}"
-                yield from (f"{where}: {flaw}" for flaw in _row_flaws(row, expected, previous))
+                yield from (f"{where}: {flaw}" for flaw in row_flaws(row, expected, previous))
                 previous, expected = row[13], row[0] + 1
                 try:
-                    entry = _to_entry(row)
+                    entry = to_entry(row)
                 except ValueError as error:
                     yield f"{where}: epsilon or delta is not a number ({error})"
                     continue
-                yield from (f"{where}: {f}" for f in _order_flaws(entry, reserved, stored))
+                yield from (f"{where}: {f}" for f in order_flaws(entry, reserved, stored))
                 if entry.stage == RESERVED:
                     spent.setdefault(entry.client, []).append(entry.epsilon)
             for client, epsilons in spent.items():
@@ -323,7 +279,7 @@ class Ledger:
         with self._transaction():
             if self._terms():  # another process was faster
                 return self._terms()
-            for statement in _TABLES.split(";"):
+            for statement in TABLES.split(";"):
                 self._connection.execute(statement)
             self._connection.executemany("INSERT INTO terms VALUES (?, ?)", sorted(terms.items()))
         return terms
@@ -347,12 +303,12 @@ class Ledger:
             part = names[start : start + _CHUNK]
             marks = ",".join("?" * len(part))
             rows = self._connection.execute(
-                f"SELECT {_COLUMNS} FROM entries WHERE client IN ({marks}) AND stage != ? "
+                f"SELECT {COLUMNS} FROM entries WHERE client IN ({marks}) AND stage != ? "
                 "ORDER BY seq",
                 (*part, SENT),
             )
             for row in rows:
-                history.setdefault(row[1], []).append(_to_entry(row))
+                history.setdefault(row[1], []).append(to_entry(row))
         return history
 
     def _decide(self, entry: Entry, history: list[Entry]) -> Answer:
@@ -380,23 +336,8 @@ class Ledger:
         rows = []
         for entry in entries:
             seq += 1
-            fields = (
-                seq,
-                entry.client,
-                entry.run,
-                entry.round,
-                entry.kind,
-                entry.stage,
-                entry.question,
-                entry.relation,
-                float(entry.epsilon).hex(),
-                float(entry.delta).hex(),
-                entry.report,
-                hashlib.sha256(entry.report).hexdigest(),
-                previous,
-            )
-            previous = _row_hash(fields)
-            rows.append((*fields, previous))
+            rows.append(to_row(seq, previous, entry))
+            previous = str(rows[-1][-1])
         marks = ",".join("?" * 14)
         self._connection.executemany(f"INSERT INTO entries VALUES ({marks})", rows)
 
@@ -404,13 +345,13 @@ class Ledger:
         row = self._connection.execute(
             "SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1"
         ).fetchone()
-        return (int(row[0]), str(row[1])) if row else (0, _genesis(self._terms()))
+        return (int(row[0]), str(row[1])) if row else (0, genesis(self._terms()))
 
     def hash_at(self, seq: int) -> str | None:
         """Hash of row `seq` (of the terms for 0), or None if there is no such row."""
         with _readable_failures(self.path):
             if seq == 0:
-                return _genesis(self._terms())
+                return genesis(self._terms())
             row = self._connection.execute(
                 "SELECT hash FROM entries WHERE seq = ?", (seq,)
             ).fetchone()
@@ -428,62 +369,3 @@ def _readable_failures(path: Path) -> Iterator[None]:
 
 def _spent(history: Iterable[Entry]) -> Fraction:
     return compose_pure(entry.epsilon for entry in history if entry.stage == RESERVED)
-
-
-def _to_entry(row: tuple[object, ...]) -> Entry:
-    _, client, run, round_, kind, stage, question, relation, epsilon, delta, report, *_ = row
-    return Entry(
-        client=str(client),
-        run=str(run),
-        round=str(round_),
-        kind=str(kind),
-        question=str(question),
-        relation=str(relation),
-        epsilon=float.fromhex(str(epsilon)),
-        delta=float.fromhex(str(delta)),
-        stage=str(stage),
-        report=report if isinstance(report, bytes) else b"",
-    )
-
-
-def _row_hash(fields: Sequence[object]) -> str:
-    """SHA-256 over the columns, each with its length in front, so that no two rows collide."""
-    digest = hashlib.sha256()
-    for field in fields:
-        raw = field if isinstance(field, bytes) else str(field).encode()
-        digest.update(len(raw).to_bytes(8, "big") + raw)
-    return digest.hexdigest()
-
-
-def _genesis(terms: dict[str, str]) -> str:
-    return _row_hash([part for item in sorted(terms.items()) for part in item])
-
-
-def _row_flaws(row: tuple[object, ...], expected: int, previous: str) -> Iterator[str]:
-    if row[0] != expected:
-        yield f"row number {expected} is missing"
-    if row[12] != previous:
-        yield "its link does not match the hash of the row before"
-    if row[13] != _row_hash(row[:13]):
-        yield "its content does not match its hash"
-    if isinstance(row[10], bytes) and row[11] != hashlib.sha256(row[10]).hexdigest():
-        yield "its report does not match the report's hash"
-
-
-def _order_flaws(
-    entry: Entry,
-    reserved: dict[tuple[str, str, str], Entry],
-    stored: set[tuple[str, str, str]],
-) -> Iterator[str]:
-    if entry.stage == RESERVED:
-        if entry.key in reserved:
-            yield f"client {entry.client} reserved round {entry.round} twice"
-        reserved[entry.key] = entry
-    elif entry.stage == STORED:
-        if entry.key in stored:
-            yield f"client {entry.client} stored two reports in round {entry.round}"
-        if reserved.get(entry.key) != replace(entry, stage=RESERVED, report=b""):
-            yield f"client {entry.client} stored a report that it did not reserve so"
-        stored.add(entry.key)
-    elif entry.stage != SENT:
-        yield f"stage {entry.stage!r} is unknown"

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedprune import fairness, privacy, robustness
 from fedprune.privacy import Ledger
-from fedprune.privacy.ledger import RESERVED, STORED
+from fedprune.privacy.chain import RESERVED, STORED
 from fedprune.randomness import SimulationRandomness
 from fedprune.runs.folder import RunFolder
 

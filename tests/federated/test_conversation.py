@@ -79,7 +79,9 @@ def test_a_malformed_answer_names_its_client_and_leaves_no_summary(
 
 
 def test_a_missing_answer_is_counted(tmp_path: Path) -> None:
-    with pytest.raises(FederationError, match="answered a question put to client 3|gave no answer"):
+    with pytest.raises(
+        FederationError, match=r"answered a question put to client 3|gave no answer"
+    ):
         run_with(tmp_path / "run", "train", drop=True)
 
 
