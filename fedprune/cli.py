@@ -165,11 +165,10 @@ def _reporter(as_json: bool) -> Reporter:
 
 def _plan(settings: Config, reporter: Reporter) -> dict[str, Any]:
     from fedprune import study
-    from fedprune.federated.station import load_dataset
 
     if settings.data.clients > 1 and settings.evaluate.tables == "off":
         reporter.say("evaluate.tables = 'off': accuracy and fairness will not be known")
-    return study.plan(settings, load_dataset(settings)).to_json()
+    return study.plan(settings, study.load_dataset(settings)).to_json()
 
 
 def _warn_if_useless(found: dict[str, Any], reporter: Reporter) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -60,7 +60,7 @@ def check_privacy(evidence: Evidence) -> Iterator[Finding]:
     yield check(
         "privacy",
         "epsilon, reports and what is not covered are as the summary says",
-        lambda: same("privacy", _claimed(evidence.summary), _recomputed_privacy(evidence)),
+        lambda: _spent(evidence),
         str(evidence.summary["privacy"].get("statement")),
     )
     if evidence.config.privacy.trust == "local":
@@ -162,31 +162,11 @@ def _heads(evidence: Evidence) -> str | None:
     return None if rows == last else f"the ledger has {rows} rows, the run ended with {last}"
 
 
-def _claimed(summary: Mapping[str, Any]) -> JsonDict:
-    keys = ("trust", "epsilon", "delta", "reports", "max_epsilon_spent", "overall_client_epsilon")
-    claimed = {key: summary["privacy"][key] for key in keys}
-    return {**claimed, "not_covered": summary["privacy"]["not_covered"]}
-
-
-def _recomputed_privacy(evidence: Evidence) -> JsonDict:
-    config, totals = evidence.config, runs.ledger_totals(evidence.folder)
-    kinds = set(totals.kinds)
-    if config.evaluate.tables == "simulation-only":
-        kinds.add("count-table-simulation")
-    if evidence.summary["simulated"] and config.evaluate.baselines:
-        kinds.add("counterfactual")
-    local, spent = config.privacy.trust == "local", totals.max_epsilon_spent
-    return {
-        "trust": config.privacy.trust,
-        "epsilon": config.privacy.epsilon if local else None,
-        "delta": config.privacy.delta if local else None,
-        "reports": totals.stored,
-        "max_epsilon_spent": spent,
-        "overall_client_epsilon": (
-            None if spent is None else privacy.overall_client_epsilon(spent, kinds)
-        ),
-        "not_covered": privacy.not_covered(kinds),
-    }
+def _spent(evidence: Evidence) -> str | None:
+    simulated = bool(evidence.summary["simulated"])
+    found = runs.privacy_figures(evidence.folder, evidence.config, simulated)
+    claimed = evidence.summary["privacy"]
+    return same("privacy", {key: claimed[key] for key in found}, found)
 
 
 def _votes(evidence: Evidence) -> str | None:

@@ -19,7 +19,6 @@ from fedprune.federated.evaluation import accuracy_of, cost_phase, fairness_phas
 from fedprune.federated.experiment import Experiment, Held, JsonDict
 from fedprune.federated.local_grid import LocalGrid
 from fedprune.federated.path import Outcome, follow
-from fedprune.federated.station import load_dataset
 from fedprune.federated.summary import summarize
 from fedprune.federated.voting import BASELINES, private_votes
 from fedprune.progress import Quiet, Reporter
@@ -44,7 +43,7 @@ def run(grid: Grid, config: Config, folder: RunFolder, reporter: Reporter) -> Js
     Raises:
         FedpruneError: in one sentence; what is finished stays finished.
     """
-    dataset = load_dataset(config)
+    dataset = study.load_dataset(config)
     experiment = Experiment(
         config=config,
         folder=folder,

@@ -8,7 +8,6 @@ node's own configuration.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedprune import config as configuration
-from fedprune import data, pruning, robustness
+from fedprune import pruning, robustness, study
 from fedprune.config import Config, Scalar
-from fedprune.data import Dataset, Federation, Rows
+from fedprune.data import Dataset, Rows
 from fedprune.errors import FederationError, ModelError, RefusedInDeploymentError
 from fedprune.federated.messages import Question, model_digest
 from fedprune.federated.process import is_simulated
@@ -58,14 +57,7 @@ class Station:
         """Divide the data and take the ledger."""
         self.config, self.ledger, self.dataset = config, ledger, dataset
         self.simulated = is_simulated()  # the process's own word; worker threads inherit it
-        self.federation: Federation = data.partition(
-            dataset,
-            config.data.partition,
-            clients=config.data.clients,
-            seed=config.seed,
-            alpha=config.data.alpha,
-            shards_per_client=config.data.shards_per_client,
-        )
+        self.federation = study.divide(config, dataset)
         self._scores: tuple[str, dict[int, Tensor]] = ("", {})
         self._correct: dict[tuple[str, str], NDArray[np.int8]] = {}
         self._certifiers: dict[str, robustness.Certifier] = {}
@@ -228,7 +220,7 @@ def _open_station(config: Config, node_config: Mapping[str, Scalar]) -> Station:
         ledger = Ledger.open(
             Path(config.out) / "ledger.sqlite", budget=Budget(config.privacy.epsilon)
         )
-        return Station(config, ledger, load_dataset(config))
+        return Station(config, ledger, study.load_dataset(config))
     missing = [name for name in ("data-root", "ledger", "epsilon") if name not in node_config]
     if missing:
         raise RefusedInDeploymentError(
@@ -244,13 +236,4 @@ def _open_station(config: Config, node_config: Mapping[str, Scalar]) -> Station:
         owner=f"client {node_config.get('partition-id', '?')}",
         private=True,
     )
-    return Station(own, ledger, load_dataset(own))
-
-
-@lru_cache(maxsize=1)
-def load_dataset(config: Config) -> Dataset:
-    """Load the configured rows; under `evaluate.split = "validation"` test rows are not used."""
-    dataset = data.load(config.data.dataset, config.data.root, seed=config.seed)
-    if config.evaluate.split == "validation":
-        return data.validation(dataset, seed=config.seed)
-    return dataset
+    return Station(own, ledger, study.load_dataset(own))

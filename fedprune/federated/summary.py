@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from fedprune import __version__, privacy, study
+from fedprune import __version__, study
 from fedprune.federated.experiment import Experiment, Held, JsonDict
 from fedprune.federated.path import Outcome, mask_recall
-from fedprune.runs import certified_accuracies, ledger_totals
+from fedprune.runs import certified_accuracies, privacy_figures
 
 _PACKAGES = ("flwr", "numpy", "safetensors", "torch", "torch-pruning", "torchvision")
 
@@ -68,31 +68,14 @@ def versions() -> dict[str, str]:
 
 def privacy_summary(experiment: Experiment, results: Mapping[str, JsonDict]) -> JsonDict:
     """What the ledger says was spent, with its qualifiers and what it does not cover."""
-    config = experiment.config
-    guarantee = study.guarantee(config)
-    totals = ledger_totals(experiment.folder)
-    kinds = set(totals.kinds)
-    if config.evaluate.tables == "simulation-only":
-        kinds.add("count-table-simulation")
-    if experiment.simulated and config.evaluate.baselines:
-        kinds.add("counterfactual")
-    local = config.privacy.trust == "local"
-    largest = totals.max_epsilon_spent
+    guarantee = study.guarantee(experiment.config)
     return {
-        "trust": guarantee.trust,
         "unit": guarantee.unit,
         "relation": guarantee.relation,
-        "epsilon": guarantee.epsilon if local else None,
-        "delta": guarantee.delta if local else None,
         "statement": guarantee.sentence(),
         "mechanism": results["plan"]["mechanism"],
         "variance_per_vote": results["vote-1"].get("variance_per_vote"),
-        "reports": totals.stored,
-        "max_epsilon_spent": largest,
-        "overall_client_epsilon": (
-            None if largest is None else privacy.overall_client_epsilon(largest, kinds)
-        ),
-        "not_covered": privacy.not_covered(kinds),
+        **privacy_figures(experiment.folder, experiment.config, experiment.simulated),
     }
 
 

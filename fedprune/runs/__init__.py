@@ -9,6 +9,7 @@ from fedprune.runs.recompute import (
     ledger_contradiction,
     ledger_totals,
     lipschitz_bounds,
+    privacy_figures,
 )
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "ledger_totals",
     "lipschitz_bounds",
     "load_weights_vector",
+    "privacy_figures",
     "weights_vector",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedprune import fairness, privacy, robustness
+from fedprune.config import Config
 from fedprune.privacy import Ledger
 from fedprune.privacy.chain import RESERVED, STORED
 from fedprune.randomness import SimulationRandomness
@@ -46,6 +47,34 @@ def ledger_totals(folder: RunFolder) -> LedgerTotals:
                 spent.setdefault(entry.client, []).append(entry.epsilon)
     largest = max((float(privacy.compose_pure(values)) for values in spent.values()), default=None)
     return LedgerTotals(frozenset(kinds), reserved, stored, largest)
+
+
+def privacy_figures(folder: RunFolder, config: Config, simulated: bool) -> JsonDict:
+    """Say what the ledger adds up to: epsilon spent, reports, and what no epsilon covers.
+
+    Args:
+        folder: of the run.
+        config: its configuration.
+        simulated: whether baselines and tables existed inside a simulation only.
+    """
+    totals = ledger_totals(folder)
+    kinds, local = set(totals.kinds), config.privacy.trust == "local"
+    if config.evaluate.tables == "simulation-only":
+        kinds.add("count-table-simulation")
+    if simulated and config.evaluate.baselines:
+        kinds.add("counterfactual")
+    spent = totals.max_epsilon_spent
+    return {
+        "trust": config.privacy.trust,
+        "epsilon": config.privacy.epsilon if local else None,
+        "delta": config.privacy.delta if local else None,
+        "reports": totals.stored,
+        "max_epsilon_spent": spent,
+        "overall_client_epsilon": (
+            None if spent is None else privacy.overall_client_epsilon(spent, kinds)
+        ),
+        "not_covered": privacy.not_covered(kinds),
+    }
 
 
 def ledger_contradiction(folder: RunFolder) -> str | None:

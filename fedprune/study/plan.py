@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fedprune import data, privacy, pruning
+from fedprune import privacy, pruning
 from fedprune.config import Config
 from fedprune.data import Dataset
 from fedprune.privacy.accounting import CLIENT, REPLACEMENT
 from fedprune.privacy.planning import CLIENT_MODEL, USEFUL_RECALL
 from fedprune.pruning import UnitLayout
 from fedprune.runs import Architecture, weights_vector
+from fedprune.study.clients import divide
 
 WANTED_RECALL = 0.9
 _STRONGEST_EPSILON = 16.0
@@ -74,14 +75,7 @@ def plan(config: Config, dataset: Dataset) -> Plan:
     Raises:
         FedpruneError: if the data cannot be divided or the model not be built as configured.
     """
-    data.partition(  # refuses what cannot be divided before anything starts
-        dataset,
-        config.data.partition,
-        clients=config.data.clients,
-        seed=config.seed,
-        alpha=config.data.alpha,
-        shards_per_client=config.data.shards_per_client,
-    )
+    divide(config, dataset)  # refuses what cannot be divided before anything starts
     dataset.test.group(config.data.groups)  # refuses an attribute that the data do not have
     architecture = Architecture.dense(config.model.name, dataset.num_classes, dataset.input_shape)
     model, layout = architecture.build()
