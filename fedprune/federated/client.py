@@ -39,11 +39,11 @@ Answerer: TypeAlias = Callable[[Station, Question, Sequence[int]], list[Outcome]
 def answer_train(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
     """Train on each client's rows and send the updated weights."""
     how = LocalTraining(
-        epochs=int(question.number("local_epochs")),
-        batch_size=int(question.number("batch_size")),
-        learning_rate=question.number("learning_rate"),
-        momentum=question.number("momentum"),
-        weight_decay=question.number("weight_decay"),
+        epochs=question.whole("local_epochs", 1),
+        batch_size=question.whole("batch_size", 1),
+        learning_rate=question.number("learning_rate", 0.0),
+        momentum=question.number("momentum", 0.0),
+        weight_decay=question.number("weight_decay", 0.0),
     )
 
     workers = threading.local()
@@ -64,34 +64,34 @@ def answer_train(station: Station, question: Question, clients: Sequence[int]) -
         fields = {"loss": loss, "rows": len(labels)}
         return answer_content(client, fields, weights_vector(model))
 
-    if question.counterfactual:
-        station.simulation_only("a counterfactual training round")
+    _record_unprotected(station, question, clients, "model-update")
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(max_workers=min(len(clients), os.cpu_count() or 1)) as pool:
         outcomes = list(pool.map(train_one, clients))
     torch.set_num_threads(threads)
-    sent = [c for c, outcome in zip(clients, outcomes, strict=True) if not _failed(outcome)]
-    _record_unprotected(station, question, sent, "model-update")
     return outcomes
 
 
 def answer_report(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
-    """Send each client's randomised mask: reserve, draw, store, and only then answer."""
+    """Send each client's randomised mask: reserve, score, draw, store, and only then answer.
+
+    The reservation comes before the data are touched. A deployed client whose scores fail still
+    spends and reports, on a mask that says nothing: an error would be an answer about its data
+    that no budget covers.
+    """
     mechanism = _mechanism(question)
+    select = _selector(question)
     entries = [_report_entry(question, client, mechanism.epsilon) for client in clients]
-    previewed = station.ledger.preview_many(entries)
-    todo = [i for i, answer in enumerate(previewed) if isinstance(answer, Granted)]
-    # Scores come before the reservation: a client whose scores fail has spent nothing.
-    masks = _masks(question, station.scores(question, [clients[i] for i in todo])) if todo else None
     answers = station.ledger.reserve_many(entries)
-    granted = [k for k, i in enumerate(todo) if isinstance(answers[i], Granted)]
-    if masks is not None and granted:
-        sources = [station.randomness("report", question.round, clients[todo[k]]) for k in granted]
-        drawn = [bytes(report) for report in mechanism.randomize_many(masks[granted], sources)]
-        reserved = [entries[todo[k]] for k in granted]
-        station.ledger.store_many(list(zip(reserved, drawn, strict=True)))
-        for k, report in zip(granted, drawn, strict=True):
-            answers[todo[k]] = Memoised(report)
+    todo = [i for i, answer in enumerate(answers) if isinstance(answer, Granted)]
+    if todo:
+        asked = [clients[i] for i in todo]
+        masks = _masks_or_nothing(station, question, asked, mechanism.num_units, select)
+        sources = [station.randomness("report", question.round, client) for client in asked]
+        drawn = [bytes(report) for report in mechanism.randomize_many(masks, sources)]
+        station.ledger.store_many([(entries[i], drawn[k]) for k, i in enumerate(todo)])
+        for k, i in enumerate(todo):
+            answers[i] = Memoised(drawn[k])
     return [
         answer_content(client, {"report": answer.report, "epsilon": mechanism.epsilon})
         if isinstance(answer, Memoised)
@@ -105,7 +105,7 @@ def answer_masks(station: Station, question: Question, clients: Sequence[int]) -
     station.simulation_only("to send its mask without noise")
     _check_layout(question)
     scores = station.scores(question, clients)
-    masks = _masks(question, scores)
+    masks = _selector(question)(scores)
     _record_unprotected(station, question, clients, "raw-mask")
     packed = np.packbits(masks, axis=1)
     return [
@@ -175,6 +175,8 @@ def answer_cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> l
     try:
         station = station_of(contexts[0].run_config, contexts[0].node_config)
         question = Question.from_content(messages[0].content)
+        if question.counterfactual:
+            station.simulation_only("a counterfactual question")
         clients = [_partition(context) for context in contexts]
         answerer = ANSWERERS[messages[0].metadata.message_type]
         outcomes = answerer(station, question, clients)
@@ -217,10 +219,6 @@ def _partition(context: Context) -> int:
     return value
 
 
-def _failed(outcome: Outcome) -> bool:
-    return isinstance(outcome, FedpruneError)
-
-
 def _refusal(answer: object) -> FedpruneError:
     if not isinstance(answer, FedpruneError):
         raise TypeError(f"not a ledger's answer: {answer!r}")
@@ -234,8 +232,8 @@ def _mechanism(question: Question) -> ThresholdResponse:
     return ThresholdResponse(
         question.number("epsilon"),
         len(layout),
-        block_units=int(question.number("block_units")),
-        threshold=int(question.number("threshold")),
+        block_units=question.whole("block_units", 1),
+        threshold=question.whole("threshold", 1),
     )
 
 
@@ -260,21 +258,43 @@ def _report_entry(question: Question, client: int, epsilon: float) -> Entry:
     )
 
 
-def _masks(question: Question, scores: torch.Tensor) -> NDArray[np.bool_]:
+def _selector(question: Question) -> Callable[[torch.Tensor], NDArray[np.bool_]]:
+    """Check what selection needs, before any data are touched; give the selection."""
     _, layout = question.architecture.build()
-    masks = pruning.select_many(
-        scores,
-        layout,
-        keep_units=question.number("keep_units"),
-        floor=int(question.number("floor")),
-    )
-    return np.asarray(masks.numpy(), dtype=np.bool_)
+    criterion, keep = question.text("criterion"), question.number("keep_units")
+    floor = question.whole("floor", 1)
+    if criterion not in pruning.CRITERIA or not 0 < keep <= 1:
+        raise FederationError(
+            f"the server asks for criterion {criterion!r} and keep_units = {keep!r}; known are "
+            f"{', '.join(pruning.CRITERIA)} and numbers in (0, 1]"
+        )
+
+    def select(scores: torch.Tensor) -> NDArray[np.bool_]:
+        masks = pruning.select_many(scores, layout, keep_units=keep, floor=floor)
+        return np.asarray(masks.numpy(), dtype=np.bool_)
+
+    return select
+
+
+def _masks_or_nothing(
+    station: Station,
+    question: Question,
+    clients: Sequence[int],
+    num_units: int,
+    select: Callable[[torch.Tensor], NDArray[np.bool_]],
+) -> NDArray[np.bool_]:
+    try:
+        return select(station.scores(question, clients))
+    except FedpruneError:
+        if station.simulated:  # nobody's data are at stake: say what is wrong
+            raise
+        return np.zeros((len(clients), num_units), dtype=np.bool_)
 
 
 def _record_unprotected(
     station: Station, question: Question, clients: Sequence[int], kind: str
 ) -> None:
-    if question.counterfactual:  # baselines exist in simulation only; nothing is sent for them
+    if question.counterfactual and station.simulated:  # a baseline: nothing is sent for it
         return
     template = Entry(
         client="",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -103,16 +104,29 @@ class Question:
             parts.append(model_digest(self.architecture, self.reference))
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def number(self, name: str) -> float:
+    def number(self, name: str, least: float = -math.inf) -> float:
         """Read a numeric setting.
 
         Raises:
-            FederationError: if it is missing or not a number.
+            FederationError: if it is missing, not a finite number, or below `least`.
         """
         value = self.settings.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise FederationError(f"the server's question needs a number {name!r}, got {value!r}")
+        if not math.isfinite(value) or value < least:
+            raise FederationError(f"the server's {name} must be at least {least:g}, got {value!r}")
         return float(value)
+
+    def whole(self, name: str, least: int) -> int:
+        """Read a setting that is a whole number.
+
+        Raises:
+            FederationError: if it is missing, not whole, or below `least`.
+        """
+        value = self.number(name, least)
+        if value != int(value):
+            raise FederationError(f"the server's {name} must be a whole number, got {value!r}")
+        return int(value)
 
     def text(self, name: str) -> str:
         """Read a textual setting.

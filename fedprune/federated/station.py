@@ -31,6 +31,7 @@ Index = NDArray[np.int64]
 _EVALUATION_BATCH = 250
 _KEPT_MODELS = 4
 _UNKNOWN = -1
+_OWN_SETTINGS = ("data-root", "ledger", "epsilon", "tables", "partition-id")
 
 
 class RowSource:
@@ -212,7 +213,7 @@ def close_stations() -> None:
 
 
 def _own_settings(node_config: Mapping[str, Scalar]) -> list[tuple[str, Scalar]]:
-    return sorted((k, v) for k, v in node_config.items() if k in ("data-root", "ledger", "epsilon"))
+    return sorted((k, v) for k, v in node_config.items() if k in _OWN_SETTINGS)
 
 
 def _open_station(config: Config, node_config: Mapping[str, Scalar]) -> Station:
@@ -227,8 +228,12 @@ def _open_station(config: Config, node_config: Mapping[str, Scalar]) -> Station:
             f"a deployed client needs {', '.join(missing)} in its own node config: its data, its "
             "ledger and its budget are never taken from a server"
         )
+    tables = "unprotected" if node_config.get("tables") == "unprotected" else "off"
     own = config.model_copy(
-        update={"data": config.data.model_copy(update={"root": str(node_config["data-root"])})}
+        update={
+            "data": config.data.model_copy(update={"root": str(node_config["data-root"])}),
+            "evaluate": config.evaluate.model_copy(update={"tables": tables}),
+        }
     )
     ledger = Ledger.open(
         str(node_config["ledger"]),

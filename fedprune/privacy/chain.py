@@ -30,6 +30,7 @@ CREATE TABLE entries (
   previous TEXT NOT NULL,
   hash TEXT NOT NULL
 ) STRICT;
+CREATE UNIQUE INDEX once ON entries (client, run, round, stage) WHERE stage != 'sent';
 CREATE INDEX by_client ON entries (client, run, round);
 """
 COLUMNS = (

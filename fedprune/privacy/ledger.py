@@ -76,6 +76,7 @@ class Ledger:
         budget: Budget | None = None,
         owner: str = "simulation",
         private: bool = False,
+        read_only: bool = False,
     ) -> Ledger:
         """Open a ledger, or create it when `budget` is given and there is none.
 
@@ -84,6 +85,7 @@ class Ledger:
             budget: the terms; must equal the stored ones if the file exists.
             owner: whose ledger it is ("simulation" for the shared one of a simulation).
             private: False stamps the ledger NOT PRIVATE (seeded randomness).
+            read_only: look without touching anything, as an auditor does.
 
         Raises:
             LedgerError: if it is missing, damaged, locked, or was opened on other terms.
@@ -93,9 +95,7 @@ class Ledger:
             raise LedgerError(f"there is no ledger at {path}")
         with _readable_failures(path):
             # Autocommit; every write below opens its own immediate transaction.
-            connection = sqlite3.connect(path, timeout=30.0, isolation_level=None)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
+            connection = _read_only(path) if read_only else _read_write(path)
             ledger = cls(connection, path, budget or Budget(1.0))
             terms = ledger._terms() or ledger._create(budget, owner, private)
         if terms.get("schema") != str(SCHEMA):
@@ -146,7 +146,9 @@ class Ledger:
     def reserve_many(self, entries: Sequence[Entry]) -> list[Answer]:
         """Reserve for many clients in one durable transaction; refusals come back as values."""
         for entry in entries:
-            if entry.relation != self.budget.relation or entry.delta > 0 or entry.epsilon <= 0:
+            if entry.stage != RESERVED or entry.report:
+                raise PrivacyError(f"only a reservation can be reserved, got {entry.stage!r}")
+            if entry.relation != self.budget.relation or entry.delta != 0 or not entry.epsilon > 0:
                 raise PrivacyError(
                     f"this ledger counts pure epsilon under {self.budget.relation}, got "
                     f"{entry.relation} with epsilon = {entry.epsilon!r}, delta = {entry.delta!r}"
@@ -164,12 +166,6 @@ class Ledger:
             self._append(granted)
         return answers
 
-    def preview_many(self, entries: Sequence[Entry]) -> list[Answer]:
-        """Say what `reserve_many` would answer to each, without writing anything."""
-        with _readable_failures(self.path):
-            history = self._history({entry.client for entry in entries})
-            return [self._decide(entry, history.get(entry.client, [])) for entry in entries]
-
     def store(self, entry: Entry, report: bytes) -> None:
         """Store a reserved event's exact bytes; on return they are on disk and may be sent."""
         self.store_many([(entry, report)])
@@ -182,13 +178,14 @@ class Ledger:
         """
         with self._transaction():
             history = self._history({entry.client for entry, _ in reports})
-            for entry, _ in reports:
-                stages = [e.stage for e in history.get(entry.client, []) if e.key == entry.key]
-                if stages != [RESERVED]:
+            for entry, report in reports:
+                past = history.setdefault(entry.client, [])
+                if [e for e in past if e.key == entry.key] != [entry]:
                     raise LedgerError(
                         f"a report of client {entry.client} in round {entry.round} can be stored "
-                        f"once, after its reservation; {self.path} has {stages or 'none'}"
+                        f"once, after its own reservation; {self.path} has another history"
                     )
+                past.append(replace(entry, stage=STORED, report=report))
             self._append(replace(entry, stage=STORED, report=report) for entry, report in reports)
 
     def record_unprotected(self, entries: Iterable[Entry]) -> None:
@@ -313,7 +310,7 @@ class Ledger:
 
     def _decide(self, entry: Entry, history: list[Entry]) -> Answer:
         same_round = [past for past in history if past.key == entry.key]
-        if any((past.question, past.kind) != (entry.question, entry.kind) for past in same_round):
+        if any(replace(past, stage=RESERVED, report=b"") != entry for past in same_round):
             return QuestionChangedError(
                 f"client {entry.client} was asked another question in round {entry.round} of run "
                 f"{entry.run}; one round gets one answer"
@@ -365,6 +362,20 @@ def _readable_failures(path: Path) -> Iterator[None]:
         yield
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise LedgerError(f"the ledger {path} cannot be used: {error}") from error
+
+
+def _read_write(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=30.0, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    """Open without writing; a ledger without a write-ahead log beside it cannot change."""
+    still = "" if path.with_name(path.name + "-wal").exists() else "&immutable=1"
+    uri = f"{path.resolve().as_uri()}?mode=ro{still}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None)
 
 
 def _spent(history: Iterable[Entry]) -> Fraction:

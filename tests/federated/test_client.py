@@ -147,20 +147,54 @@ def test_a_layout_that_differs_costs_nothing(client: Deployed) -> None:
     assert client.spent() == 0.0
 
 
-def test_scores_that_are_not_finite_cost_nothing(client: Deployed) -> None:
+def test_a_failure_on_a_client_s_data_is_no_free_answer_about_them(client: Deployed) -> None:
     broken = WEIGHTS.clone()
-    broken[0] = torch.nan
-    question = report_question()
-    reason = client.refused(
-        "query.report", Question("run", "r", ARCHITECTURE, broken, question.settings)
+    broken[0] = torch.nan  # a server can craft weights that fail only if the data are so and so
+    question = Question("run", "r", ARCHITECTURE, broken, report_question().settings)
+    reply = client.ask("query.report", question)
+    assert len(reply.content.config_records["answer"]["report"]) == 2  # type: ignore[arg-type]
+    assert client.spent() == 4.0
+    train = {"local_epochs": 1, "batch_size": 4, "learning_rate": 0.1, "momentum": 0.0}
+    settings = {**train, "weight_decay": 0.0}
+    client.refused("train", Question("run", "t", ARCHITECTURE, broken, settings))
+    with Ledger.open(client.ledger) as ledger:  # a failed training round is on record too
+        assert [e.kind for e in ledger.entries()][-1] == "model-update"
+
+
+@pytest.mark.parametrize("kind", sorted(ANSWERERS))
+def test_a_counterfactual_question_is_refused_whatever_it_asks(client: Deployed, kind: str) -> None:
+    settings = {**report_question().settings, "split": "test", "groups": "class"}
+    question = Question("run", "r", ARCHITECTURE, WEIGHTS, settings, WEIGHTS, counterfactual=True)
+    client.context.run_config["evaluate.tables"] = "unprotected"
+    assert "a counterfactual question" in client.refused(kind, question)
+
+
+def test_count_tables_leave_only_if_the_client_s_own_config_says_so(client: Deployed) -> None:
+    question = Question(
+        "run", "r", ARCHITECTURE, WEIGHTS, {"split": "test", "groups": "class"}, WEIGHTS
     )
-    assert reason.startswith("ModelError")
-    assert client.spent() == 0.0
+    client.context.run_config["evaluate.tables"] = "unprotected"  # the server's word
+    assert "count tables" in client.refused("evaluate", question)
+    client.context.node_config["tables"] = "unprotected"
+    assert client.ask("evaluate", question).has_content()
+    with Ledger.open(client.ledger) as ledger:
+        assert [e.kind for e in ledger.entries()] == ["count-table"]
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"epsilon": "4"}, {"epsilon": -1.0}, {"threshold": 9}, {"block_units": 0}, {"criterion": "x"}],
+    [
+        {"epsilon": "4"},
+        {"epsilon": -1.0},
+        {"epsilon": float("nan")},
+        {"threshold": 9},
+        {"threshold": float("inf")},
+        {"block_units": 0},
+        {"block_units": 2.5},
+        {"criterion": "x"},
+        {"keep_units": 7},
+        {"floor": float("nan")},
+    ],
 )
 def test_a_malformed_question_is_refused_and_costs_nothing(
     client: Deployed, changes: dict[str, object]
