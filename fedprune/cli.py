@@ -48,6 +48,7 @@ class Part(StrEnum):
     fairness = "fairness"
     robustness = "robustness"
     model = "model"
+    record = "record"
     all = "all"
 
 
@@ -126,6 +127,8 @@ def audit(
     from fedprune import audit as auditing
 
     found = auditing.audit(run, part.value)
+    if part is Part.all:
+        auditing.write_audit(run, found)  # for the report; an audit of a read-only copy goes on
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
     else:

@@ -85,7 +85,7 @@ class PrivacyConfig(_Table):
     """Who is trusted and how much each client may spend on its mask report."""
 
     trust: Literal["local", "none"] = "local"
-    epsilon: Annotated[float, Field(gt=0, le=64, description="a number in (0, 64]")] = 4.0
+    epsilon: Annotated[float, Field(ge=1e-6, le=64, description="a number in [1e-6, 64]")] = 4.0
     delta: Annotated[float, Field(ge=0, le=0, description="0: this trust setting is pure")] = 0.0
     prior: Literal["magnitude", "none"] = "magnitude"
 
@@ -113,16 +113,18 @@ class EvaluateConfig(_Table):
     baselines: Switch = True
     certified_radius: Positive = 0.1
     certified_rows: PositiveCount = 1000
-    confidence: Annotated[float, Field(gt=0.5, lt=1, description="a number between 0.5 and 1")] = (
-        0.95
-    )
+    confidence: Annotated[
+        float, Field(ge=0.5, le=0.9999, description="a number in [0.5, 0.9999]")
+    ] = 0.95
     resamples: Annotated[int, Field(ge=100, description="a whole number of at least 100")] = 2000
 
 
 class Config(_Table):
     """The whole experiment."""
 
-    seed: Count = 1
+    seed: Annotated[
+        int, Field(ge=0, lt=2**62, description="a whole number of at least 0, below 2**62")
+    ] = 1
     out: Text = ""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

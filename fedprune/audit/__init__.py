@@ -13,6 +13,7 @@ from fedprune.audit.checks import (
     check_fairness,
     check_model,
     check_privacy,
+    check_record,
     check_robustness,
 )
 from fedprune.audit.findings import Audit, Finding
@@ -25,9 +26,12 @@ PARTS: Mapping[str, Callable[[Evidence], Iterator[Finding]]] = {
     "fairness": check_fairness,
     "robustness": check_robustness,
     "model": check_model,
+    "record": check_record,
 }
 _UNSEEN = (
     "that clients ran the published code on their own data",
+    "that tables, margins and baselines came from the stored models: the rows are not here",
+    "a folder forged as a whole: its hashes are not signed by anybody",
     "latency, which depends on the machine",
 )
 
@@ -48,12 +52,27 @@ def audit(path: str | Path, part: str = "all") -> Audit:
     evidence = Evidence(folder, folder.config, folder.read_json("summary.json"))
     chosen = PARTS if part == "all" else {part: PARTS[part]}
     findings = [finding for look in chosen.values() for finding in look(evidence)]
-    for other in sorted((folder.path / "seeds").glob("seed-*")):
-        findings += [_named(finding, other.name) for finding in audit(other, part).findings]
-    found = Audit(tuple(findings), _UNSEEN)
-    if part == "all":
-        folder.write_json("audit.json", found.to_json())
-    return found
+    for seed in range(
+        evidence.config.seed + 1, evidence.config.seed + evidence.config.evaluate.seeds
+    ):
+        findings += _seed_findings(folder.path / "seeds" / f"seed-{seed}", part)
+    return Audit(tuple(findings), _UNSEEN)
+
+
+def write_audit(path: str | Path, found: Audit) -> bool:
+    """Put an audit of all parts beside the run for its report; False where it cannot be written."""
+    try:
+        RunFolder.open(path).write_json("audit.json", found.to_json())
+    except RunError:
+        return False
+    return True
+
+
+def _seed_findings(path: Path, part: str) -> list[Finding]:
+    try:
+        return [_named(finding, path.name) for finding in audit(path, part).findings]
+    except RunError as error:
+        return [Finding("record", f"{path.name} is a finished run", False, str(error))]
 
 
 def _named(finding: Finding, seed: str) -> Finding:
@@ -126,4 +145,13 @@ def _difference(difference: Mapping[str, Any]) -> str:
     )
 
 
-__all__ = ["PARTS", "Audit", "Finding", "audit", "headlines", "render", "write_report"]
+__all__ = [
+    "PARTS",
+    "Audit",
+    "Finding",
+    "audit",
+    "headlines",
+    "render",
+    "write_audit",
+    "write_report",
+]

@@ -65,6 +65,8 @@ def check(part: str, claim: str, look: Callable[[], str | None], detail: str = "
         failure = look()
     except FedpruneError as error:
         failure = str(error)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        failure = f"the run's files are damaged: {error!r}"
     return Finding(part, claim, failure is None, detail if failure is None else failure)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedprune import config as configuration
 from fedprune.config import Config, Scalar
 from fedprune.data import Dataset
 from fedprune.federated.conversation import Conversation
@@ -23,7 +22,7 @@ from fedprune.privacy import Ledger
 from fedprune.progress import Reporter
 from fedprune.pruning import UnitLayout
 from fedprune.randomness import SimulationRandomness
-from fedprune.runs import Architecture, RunFolder, weights_vector
+from fedprune.runs import Architecture, RunFolder, run_id, weights_vector
 
 JsonDict = dict[str, Any]
 
@@ -40,7 +39,7 @@ class Held:
     def value(self) -> tuple[Architecture, Tensor]:
         """Architecture and flat weights."""
         if self._value is None:
-            text = (self.folder.path / f"checkpoints/{self.name}.json").read_text(encoding="utf-8")
+            text = json.dumps(self.folder.read_json(f"checkpoints/{self.name}.json"))
             weights = self.folder.read_tensors(f"checkpoints/{self.name}.safetensors")["weights"]
             self._value = (Architecture.from_json(text), weights)
         return self._value
@@ -99,8 +98,7 @@ class Experiment:
     @property
     def run_id(self) -> str:
         """Name of the run in ledgers: a digest of its configuration, the same after a resume."""
-        text = configuration.to_toml(self.config.model_copy(update={"out": ""}))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return run_id(self.config)
 
     @property
     def clients(self) -> list[int]:

@@ -5,7 +5,7 @@ The private votes and every baseline go through the same function; they differ i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,9 +184,3 @@ def _save_votes(experiment: Experiment, number: int, ranking: Ranking, mask: Ten
 def bits(mask: Tensor) -> str:
     """Write a mask as "0" and "1"."""
     return "".join("1" if keep else "0" for keep in mask.tolist())
-
-
-def mask_recall(found: str, wanted: str) -> float:
-    """The share of the wanted mask's kept units that the found mask keeps too."""
-    wanted_units: Sequence[int] = [i for i, bit in enumerate(wanted) if bit == "1"]
-    return sum(found[i] == "1" for i in wanted_units) / len(wanted_units)

@@ -22,7 +22,7 @@ from fedprune.federated.path import Outcome, follow
 from fedprune.federated.summary import summarize
 from fedprune.federated.voting import BASELINES, private_votes
 from fedprune.progress import Quiet, Reporter
-from fedprune.runs import Architecture, RunFolder, weights_vector
+from fedprune.runs import Architecture, RunFolder, seal, weights_vector
 
 app = ServerApp()
 
@@ -31,10 +31,13 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Flower's entry point: run the configured experiment into its run folder."""
     config = configuration.from_flat(context.run_config)
+    one_seed = config.evaluate.model_copy(update={"seeds": 1})  # a Flower run is one run
+    config = config.model_copy(update={"evaluate": one_seed})
     if not config.out:
         raise FederationError("out must name the run folder when the app runs under Flower")
     folder = RunFolder.create(config.out, config)
-    run(grid, config, folder, Quiet())
+    with folder.locked():
+        run(grid, config, folder, Quiet())
 
 
 def run(grid: Grid, config: Config, folder: RunFolder, reporter: Reporter) -> JsonDict:
@@ -52,7 +55,9 @@ def run(grid: Grid, config: Config, folder: RunFolder, reporter: Reporter) -> Js
         dataset=dataset,
         simulated=isinstance(grid, LocalGrid),
     )
-    experiment.phase("plan", lambda: study.plan(config, dataset).to_json())
+    experiment.phase(
+        "plan", lambda: {"run": experiment.run_id, **study.plan(config, dataset).to_json()}
+    )
     dense = dense_model(experiment)
     private = follow(experiment, dense, "private", private_votes)
     _say_accuracy(experiment, "private votes", private)
@@ -61,6 +66,7 @@ def run(grid: Grid, config: Config, folder: RunFolder, reporter: Reporter) -> Js
     cost_phase(experiment, private.held, dense)
     fairness_phase(experiment, private.held, dense)
     robustness_phase(experiment, private.held, dense)
+    experiment.phase("seal", lambda: dict(seal(folder)))
     return summarize(experiment, dense, private, baselines)
 
 

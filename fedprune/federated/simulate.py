@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedprune import config as configuration
-from fedprune import study
 from fedprune.config import Config
 from fedprune.errors import LedgerError, RunError
 from fedprune.federated.experiment import JsonDict
@@ -14,7 +13,7 @@ from fedprune.federated.local_grid import LocalGrid
 from fedprune.federated.server import run
 from fedprune.federated.station import close_stations
 from fedprune.progress import Reporter
-from fedprune.runs import RunFolder, ledger_contradiction
+from fedprune.runs import RunFolder, compare_over_seeds, ledger_contradiction, run_id
 
 
 def simulate(config: Config, out: str | Path, reporter: Reporter) -> JsonDict:
@@ -49,6 +48,12 @@ def _all_seeds(folder: RunFolder, reporter: Reporter) -> JsonDict:
 def _one_seed(folder: RunFolder, reporter: Reporter) -> JsonDict:
     if folder.has("summary.json"):
         return folder.read_json("summary.json")
+    begun = next(iter(folder.events()), None)
+    if begun is not None and begun["result"].get("run") != run_id(folder.config):
+        raise RunError(
+            f"{folder.path / 'config.toml'} was changed after the run had begun; a run has one "
+            "configuration, start another for the new one"
+        )
     broken = ledger_contradiction(folder)
     if broken:
         raise LedgerError(
@@ -81,7 +86,8 @@ def _with_comparison(folder: RunFolder, summaries: Sequence[JsonDict]) -> JsonDi
     summary = dict(summaries[0])
     if summary["baselines"] is not None:
         confidence = folder.config.evaluate.confidence
-        summary["paired_difference"] = study.compare_over_seeds(summaries, confidence)
+        summary["paired_difference"] = compare_over_seeds(summaries, confidence)
+    if summary != summaries[0]:
         folder.write_json("summary.json", summary)
     return summary
 

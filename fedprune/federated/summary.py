@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from fedprune import __version__, study
+from fedprune import __version__
 from fedprune.federated.experiment import Experiment, Held, JsonDict
-from fedprune.federated.path import Outcome, mask_recall
-from fedprune.runs import certified_accuracies, privacy_figures
+from fedprune.federated.path import Outcome
+from fedprune.runs import certified_accuracies, compare_over_seeds, mask_recalls, privacy_figures
 
 _PACKAGES = ("flwr", "numpy", "safetensors", "torch", "torch-pruning", "torchvision")
 
@@ -23,8 +23,7 @@ def summarize(
 ) -> JsonDict:
     """Gather the phases' results into the summary, and write it as the run's last act."""
     results = {event["phase"]: event["result"] for event in experiment.folder.events()}
-    last_vote = results[f"vote-{experiment.config.prune.steps}"]
-    recalls = _recalls(results, last_vote, experiment.config.prune.steps, baselines)
+    recalls = mask_recalls(results, experiment.config.prune.steps)
     summary: JsonDict = {
         "name": _name(experiment),
         "seed": experiment.config.seed,
@@ -53,7 +52,7 @@ def summarize(
         "config": experiment.config.model_dump(),
     }
     if baselines is not None:
-        summary["paired_difference"] = study.compare_over_seeds(
+        summary["paired_difference"] = compare_over_seeds(
             [summary], experiment.config.evaluate.confidence
         )
     experiment.folder.write_json("summary.json", summary)
@@ -68,31 +67,11 @@ def versions() -> dict[str, str]:
 
 def privacy_summary(experiment: Experiment, results: Mapping[str, JsonDict]) -> JsonDict:
     """What the ledger says was spent, with its qualifiers and what it does not cover."""
-    guarantee = study.guarantee(experiment.config)
     return {
-        "unit": guarantee.unit,
-        "relation": guarantee.relation,
-        "statement": guarantee.sentence(),
         "mechanism": results["plan"]["mechanism"],
         "variance_per_vote": results["vote-1"].get("variance_per_vote"),
         **privacy_figures(experiment.folder, experiment.config, experiment.simulated),
     }
-
-
-def _recalls(
-    results: Mapping[str, JsonDict],
-    last_vote: JsonDict,
-    steps: int,
-    baselines: Mapping[str, Outcome] | None,
-) -> dict[str, float]:
-    """Recall of every mask against the one that the same clients would choose without noise."""
-    if baselines is None:
-        return {}
-    wanted = results[f"votes_without_noise/vote-{steps}"]["mask"]
-    masks = {name: results[f"{name}/vote-{steps}"]["mask"] for name in baselines}
-    masks["private"] = last_vote["mask"]
-    masks["votes_without_prior"] = last_vote.get("mask_without_prior", last_vote["mask"])
-    return {name: mask_recall(mask, wanted) for name, mask in masks.items()}
 
 
 def _baselines(

@@ -92,6 +92,10 @@ def not_covered(kinds: Iterable[str]) -> list[str]:
         "count-table-simulation": (
             "count tables are computed inside this simulation only and leave no client"
         ),
+        "margins-simulation": (
+            "certificate margins of single examples are computed inside this simulation only and "
+            "leave no client"
+        ),
         "counterfactual": (
             "baselines (votes without noise, pooled scores, and their fine-tuning) exist inside "
             "this simulation only"
@@ -103,5 +107,5 @@ def not_covered(kinds: Iterable[str]) -> list[str]:
 def overall_client_epsilon(epsilon: float, kinds_sent: Iterable[str]) -> float | None:
     """Return the run's client-level epsilon, or None once any unprotected message was sent."""
     protected = {"mask-report"}
-    harmless = {"count-table-simulation", "counterfactual"}
+    harmless = {"count-table-simulation", "margins-simulation", "counterfactual"}
     return epsilon if set(kinds_sent) <= protected | harmless else None

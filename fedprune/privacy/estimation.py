@@ -73,8 +73,8 @@ class VoteSums:
         it: unbiased without conditions, variance (B / c^2 - 1) / (4 n) for fixed masks. With
         "observed" it is divided by the reports that came: unbiased given those counts, and with
         the variance smaller where clients agree: (1 / c^2 - (2p - 1)^2) / (4 n_b), estimated
-        without bias from the bits' own spread. A block that nobody spoke about keeps 1/2 with
-        the variance of a single report.
+        from the bits' own spread and kept within its possible range. A block that nobody spoke
+        about keeps 1/2 with the variance of a single report.
 
         Raises:
             ReportError: if there is no report.

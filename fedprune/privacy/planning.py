@@ -45,7 +45,7 @@ def predict_recall(variance: float, keep_units: float = 0.5) -> float:
         return np.asarray(norm.sf(cut, loc=votes, scale=spread))
 
     cut = brentq(lambda c: float(kept(c).mean()) - keep_units, -1 - 9 * spread, 2 + 9 * spread)
-    truly_kept = np.arange(_GRID) >= (1 - keep_units) * _GRID
+    truly_kept = np.arange(_GRID) >= min((1 - keep_units) * _GRID, _GRID - 1)
     return float(kept(cut)[truly_kept].mean())
 
 

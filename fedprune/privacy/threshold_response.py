@@ -31,7 +31,7 @@ from fedprune.privacy.exact import ExactCategorical, uniform_subsets
 from fedprune.privacy.reports import Report, ReportFormat
 from fedprune.randomness import Randomness, Words
 
-MAX_EPSILON = 64.0
+MIN_EPSILON, MAX_EPSILON = 1e-6, 64.0
 _RATIO_BITS = 128
 _CHUNK_WORDS = 1 << 22
 _OBSERVED_FROM = 20  # expected reports a block from which counts are conditioned on
@@ -64,8 +64,10 @@ class ThresholdResponse:
         Raises:
             PrivacyError: if a parameter is out of range.
         """
-        if isinstance(epsilon, bool) or not 0 < epsilon <= MAX_EPSILON:
-            raise PrivacyError(f"epsilon must be in (0, {MAX_EPSILON:g}], got {epsilon!r}")
+        if isinstance(epsilon, bool) or not MIN_EPSILON <= epsilon <= MAX_EPSILON:
+            raise PrivacyError(
+                f"epsilon must be in [{MIN_EPSILON:g}, {MAX_EPSILON:g}], got {epsilon!r}"
+            )
         if isinstance(num_units, bool) or num_units != int(num_units) or num_units < 1:
             raise PrivacyError(f"num_units must be a whole number of at least 1, got {num_units!r}")
         self.epsilon, self.num_units = float(epsilon), int(num_units)

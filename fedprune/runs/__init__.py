@@ -9,19 +9,27 @@ from fedprune.runs.recompute import (
     ledger_contradiction,
     ledger_totals,
     lipschitz_bounds,
+    mask_recalls,
     privacy_figures,
+    run_id,
+    seal,
 )
+from fedprune.runs.seeds import compare_over_seeds
 
 __all__ = [
     "Architecture",
     "LedgerTotals",
     "RunFolder",
     "certified_accuracies",
+    "compare_over_seeds",
     "fairness_of_tables",
     "ledger_contradiction",
     "ledger_totals",
     "lipschitz_bounds",
     "load_weights_vector",
+    "mask_recalls",
     "privacy_figures",
+    "run_id",
+    "seal",
     "weights_vector",
 ]

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class RunFolder:
         path = Path(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            for leftover in path.glob(".*.tmp"):  # of a process that died while it began
+                leftover.unlink()
             if any(path.iterdir()):
                 raise RunError(
                     f"{path} is not empty; choose another --out, or continue it with "
@@ -77,7 +79,11 @@ class RunFolder:
         Raises:
             RunError: if another process is working on it.
         """
-        with open(self.path / ".lock", "w") as file:
+        try:
+            file = open(self.path / ".lock", "w")  # noqa: SIM115 (closed by the with below)
+        except OSError as error:
+            raise RunError(f"cannot lock {self.path}: {error.strerror}") from None
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -94,9 +100,9 @@ class RunFolder:
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file atomically and durably."""
         target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
                 file.write(content)
                 file.flush()
@@ -104,7 +110,8 @@ class RunFolder:
             os.replace(temporary, target)
             _sync_folder(target.parent)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise RunError(f"cannot write {target}: {error.strerror}") from None
 
     def write_text(self, name: str, content: str) -> None:
@@ -209,9 +216,13 @@ class RunFolder:
         complete, torn = lines[:-1], lines[-1]
         del torn  # no newline: the event was never finished
         try:
-            return [json.loads(line) for line in complete]
+            events = [json.loads(line) for line in complete]
         except ValueError as error:
             raise RunError(f"{path} is damaged: {error}") from None
+        for number, event in enumerate(events, start=1):
+            if not isinstance(event, dict) or not {"phase", "seconds", "result"} <= event.keys():
+                raise RunError(f"{path} is damaged: line {number} is not a finished phase")
+        return events
 
     def append_event(self, event: JsonDict) -> None:
         """Append one event durably, first cutting off what a crash left of another."""

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from fedprune import config as configuration
 from fedprune import fairness, privacy, robustness
 from fedprune.config import Config
 from fedprune.privacy import Ledger
+from fedprune.privacy.accounting import CLIENT, REPLACEMENT
 from fedprune.privacy.chain import RESERVED, STORED
 from fedprune.randomness import SimulationRandomness
 from fedprune.runs.folder import RunFolder
 
 JsonDict = dict[str, Any]
+
+SEALED = (
+    "config.toml",
+    "dense.safetensors",
+    "model.safetensors",
+    "architecture.json",
+    "layout.json",
+    "votes.safetensors",
+    "tables.json",
+    "margins.safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -34,11 +48,23 @@ class LedgerTotals:
     max_epsilon_spent: float | None
 
 
+def run_id(config: Config) -> str:
+    """Name a run in ledgers: a digest of its configuration, wherever its folder lies."""
+    text = configuration.to_toml(config.model_copy(update={"out": ""}))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def seal(folder: RunFolder) -> dict[str, str]:
+    """SHA-256 of every file of the run that its figures are computed from."""
+    present = [name for name in SEALED if folder.has(name)]
+    return {name: hashlib.sha256((folder.path / name).read_bytes()).hexdigest() for name in present}
+
+
 def ledger_totals(folder: RunFolder) -> LedgerTotals:
     """Add up the ledger of a simulated run."""
     kinds, reserved, stored = set(), 0, 0
     spent: dict[str, list[float]] = {}
-    with Ledger.open(folder.path / "ledger.sqlite") as ledger:
+    with Ledger.open(folder.path / "ledger.sqlite", read_only=True) as ledger:
         for entry in ledger.entries():
             kinds.add(entry.kind)
             stored += entry.stage == STORED
@@ -59,13 +85,21 @@ def privacy_figures(folder: RunFolder, config: Config, simulated: bool) -> JsonD
     """
     totals = ledger_totals(folder)
     kinds, local = set(totals.kinds), config.privacy.trust == "local"
+    guarantee = privacy.Guarantee(
+        config.privacy.epsilon, config.privacy.delta, CLIENT, REPLACEMENT, config.privacy.trust
+    )
     if config.evaluate.tables == "simulation-only":
         kinds.add("count-table-simulation")
     if simulated and config.evaluate.baselines:
         kinds.add("counterfactual")
+    if folder.has("margins.safetensors"):
+        kinds.add("margins-simulation")
     spent = totals.max_epsilon_spent
     return {
-        "trust": config.privacy.trust,
+        "trust": guarantee.trust,
+        "unit": guarantee.unit,
+        "relation": guarantee.relation,
+        "statement": guarantee.sentence(),
         "epsilon": config.privacy.epsilon if local else None,
         "delta": config.privacy.delta if local else None,
         "reports": totals.stored,
@@ -77,6 +111,33 @@ def privacy_figures(folder: RunFolder, config: Config, simulated: bool) -> JsonD
     }
 
 
+def mask_recalls(results: Mapping[str, JsonDict], steps: int) -> dict[str, float]:
+    """Recall of every mask against the one that the same clients would choose without noise.
+
+    Args:
+        results: of the run's finished phases, by name.
+        steps: of the pruning schedule; masks are compared after the last one.
+
+    Returns:
+        The share of the noise-free mask's kept units that each mask keeps too; empty where there
+        were no baselines.
+    """
+    last = f"vote-{steps}"
+    masks = {
+        name.removesuffix(f"/{last}"): result["mask"]
+        for name, result in results.items()
+        if name.endswith(f"/{last}")
+    }
+    if "votes_without_noise" not in masks:
+        return {}
+    masks["private"] = results[last]["mask"]
+    if steps == 1:  # later steps start from models that the prior shaped
+        own = results[last]
+        masks["votes_without_prior"] = own.get("mask_without_prior", own["mask"])
+    wanted = [i for i, bit in enumerate(masks["votes_without_noise"]) if bit == "1"]
+    return {name: sum(mask[i] == "1" for i in wanted) / len(wanted) for name, mask in masks.items()}
+
+
 def ledger_contradiction(folder: RunFolder) -> str | None:
     """Say where the ledger lacks a row that a finished phase ended with: a rollback.
 
@@ -86,7 +147,7 @@ def ledger_contradiction(folder: RunFolder) -> str | None:
     named = [event for event in folder.events() if "ledger_rows" in event]
     if not named:
         return None
-    with Ledger.open(folder.path / "ledger.sqlite") as ledger:
+    with Ledger.open(folder.path / "ledger.sqlite", read_only=True) as ledger:
         for event in named:
             row = int(event["ledger_rows"])
             if ledger.hash_at(row) != event["ledger_head"]:
