@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedprune.errors import FederationError
 from fedprune.federated.experiment import Experiment, Held, JsonDict
-from fedprune.federated.messages import Question, answer_weights
+from fedprune.federated.messages import Question, answer_number, answer_weights
 from fedprune.runs import Architecture
 
 
@@ -92,15 +91,9 @@ def average(
     """Average the participants' weights by their rows, summed in float64 in partition order."""
     total = torch.zeros(question.weights.numel(), dtype=torch.float64)
     rows = loss = 0.0
-    for client, answer in experiment.conversation.ask("train", question, participants, ""):
-        record = answer.config_records["answer"]
-        count, weights = float(record["rows"]), answer_weights(answer)  # type: ignore[arg-type]
-        if weights.numel() != total.numel() or not bool(torch.isfinite(weights).all()):
-            raise FederationError(
-                f"client {client} sent weights that are not {total.numel()} finite numbers "
-                f"in round {question.round}"
-            )
-        total += count * weights.double()
+    for _, answer in experiment.conversation.ask("train", question, participants, ""):
+        count = answer_number(answer, "rows", least=1)
+        total += count * answer_weights(answer, total.numel()).double()
         rows += count
-        loss += count * float(record["loss"])  # type: ignore[arg-type]
+        loss += count * answer_number(answer, "loss")
     return (total / rows).float(), loss / rows

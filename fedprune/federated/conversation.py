@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedprune.errors import FederationError
@@ -71,7 +71,7 @@ class Conversation:
             raise FederationError(
                 f"client {client} answered round {round_name} with an error: {reply.error.reason}"
             )
-        found = reply.content.config_records["answer"]["client"]
+        found = reply.content.config_records.get("answer", ConfigRecord()).get("client")
         if found != client:
             raise FederationError(f"client {found!r} answered a question put to client {client}")
         return reply.content

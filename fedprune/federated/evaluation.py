@@ -13,6 +13,7 @@ from torch import Tensor
 from fedprune import hardware
 from fedprune.errors import FederationError
 from fedprune.federated.experiment import Experiment, Held, JsonDict
+from fedprune.federated.messages import answer_bytes
 from fedprune.runs import fairness_of_tables, lipschitz_bounds
 
 Tables = NDArray[np.int64]
@@ -47,12 +48,17 @@ def ask_tables(
         {"split": split, "groups": experiment.config.data.groups},
         reference=dense.weights,
     )
+    num_groups = len(experiment.dataset.test.group(experiment.config.data.groups).names)
     found = []
     for client, answer in experiment.conversation.ask("evaluate", question, clients, round_name):
-        raw = answer.config_records["answer"]["table"]
-        if not isinstance(raw, bytes) or len(raw) % 32:
-            raise FederationError(f"client {client} sent no count table in round {round_name}")
-        found.append(np.frombuffer(raw, dtype="<i8").reshape(-1, 2, 2))
+        raw = answer_bytes(answer, "table", "count table")
+        table = np.frombuffer(raw[: len(raw) // 8 * 8], dtype="<i8")
+        if len(raw) != 32 * num_groups or (table < 0).any():
+            raise FederationError(
+                f"client {client} sent a count table that is not {num_groups} x 2 x 2 counts in "
+                f"round {round_name}"
+            )
+        found.append(table.reshape(num_groups, 2, 2))
     return np.stack(found)
 
 
@@ -123,10 +129,8 @@ def _margins(experiment: Experiment, held: Held, round_name: str) -> Tensor:
     parts = []
     clients = _certified_clients(experiment)
     answers = experiment.conversation.ask("query.margins", question, clients, round_name)
-    for client, answer in answers:
-        raw = answer.config_records["answer"]["margins"]
-        if not isinstance(raw, bytes):
-            raise FederationError(f"client {client} sent no margins")
+    for _, answer in answers:
+        raw = answer_bytes(answer, "margins", "margins")
         parts.append(np.frombuffer(raw, dtype="<f8"))
     return torch.from_numpy(np.concatenate(parts).astype(np.float64))
 

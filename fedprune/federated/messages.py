@@ -164,9 +164,50 @@ def content_bytes(content: RecordDict) -> int:
     return arrays + sum(record.count_bytes() for record in content.config_records.values())
 
 
-def answer_weights(content: RecordDict) -> Tensor:
-    """Read the weights of an answer: [size] float32."""
-    return _from_array(content.array_records["arrays"]["weights"])
+def answer_number(content: RecordDict, name: str, least: float = -math.inf) -> float:
+    """Read a finite number of an answer.
+
+    Raises:
+        FederationError: naming the client, if it is missing, not finite or below `least`.
+    """
+    record = content.config_records["answer"]
+    value = record.get(name)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or not good or value < least:
+        raise FederationError(
+            f"client {record['client']!r} sent {name} = {value!r}, a finite number of at least "
+            f"{least:g} is needed"
+        )
+    return float(value)
+
+
+def answer_bytes(content: RecordDict, name: str, what: str) -> bytes:
+    """Read a byte string of an answer.
+
+    Raises:
+        FederationError: naming the client, if there is none.
+    """
+    record = content.config_records["answer"]
+    value = record.get(name)
+    if not isinstance(value, bytes):
+        raise FederationError(f"client {record['client']!r} sent no {what}")
+    return value
+
+
+def answer_weights(content: RecordDict, size: int) -> Tensor:
+    """Read the weights of an answer: [size] float32.
+
+    Raises:
+        FederationError: naming the client, if they are missing, of another size or not finite.
+    """
+    client = content.config_records["answer"]["client"]
+    try:
+        weights = _from_array(content.array_records["arrays"]["weights"])
+    except (KeyError, ValueError) as error:
+        raise FederationError(f"client {client!r} sent no weights: {error!r}") from None
+    if weights.numel() != size or not bool(torch.isfinite(weights).all()):
+        raise FederationError(f"client {client!r} sent weights that are not {size} finite numbers")
+    return weights
 
 
 def _to_array(vector: Tensor) -> Array:

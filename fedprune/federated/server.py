@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fedprune import config as configuration
-from fedprune import models, study
+from fedprune import study
 from fedprune.config import Config
 from fedprune.errors import FederationError
 from fedprune.federated.averaging import train_rounds
@@ -78,13 +77,7 @@ def dense_model(experiment: Experiment) -> Held:
         architecture = Architecture.dense(
             config.model.name, dataset.num_classes, dataset.input_shape
         )
-        network = models.load(
-            config.model.name,
-            weights=resolve_weights(config),
-            num_classes=dataset.num_classes,
-            input_shape=dataset.input_shape,
-            seed=config.seed,
-        )
+        network = study.initial_model(config, dataset)
         return architecture, weights_vector(network), {"units": len(architecture.dense_layout)}
 
     start, _ = experiment.model_phase("start", initial)
@@ -100,14 +93,6 @@ def dense_model(experiment: Experiment) -> Held:
     if accuracy is not None:
         experiment.reporter.say(f"dense accuracy {accuracy:.4f}")
     return trained
-
-
-def resolve_weights(config: Config) -> str:
-    """Find the weights file: as named, or else under data.root."""
-    name = config.model.weights
-    if name and not Path(name).is_file() and (Path(config.data.root) / name).is_file():
-        return str(Path(config.data.root) / name)
-    return name
 
 
 def follow_baselines(experiment: Experiment, dense: Held) -> Mapping[str, Outcome] | None:

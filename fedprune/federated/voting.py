@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fedprune import pruning
 from fedprune.config import Scalar
 from fedprune.errors import FederationError, ReportError
 from fedprune.federated.experiment import Experiment, Held, mask_from_bytes
-from fedprune.federated.messages import Question
+from fedprune.federated.messages import Question, answer_bytes
 from fedprune.privacy import (
     Report,
     ThresholdResponse,
@@ -144,19 +145,15 @@ def _collect_reports(experiment: Experiment, held: Held, step: Step) -> VoteEsti
     sums = mechanism.new_sums()
     reports: list[Report] = []
     for client, answer in answers:
-        reports.append(_checked_report(mechanism, client, answer.config_records["answer"]))
+        reports.append(_checked_report(mechanism, client, answer))
         if len(reports) == _BATCH:
             sums, reports = mechanism.add(sums, reports), []
     sums = mechanism.add(sums, reports)
     return mechanism.estimate_sums(sums, counts=counts_for(mechanism, len(step.clients)))
 
 
-def _checked_report(
-    mechanism: ThresholdResponse, client: int, record: Mapping[str, object]
-) -> Report:
-    payload = record.get("report")
-    if not isinstance(payload, bytes):
-        raise FederationError(f"client {client} sent no report")
+def _checked_report(mechanism: ThresholdResponse, client: int, answer: RecordDict) -> Report:
+    payload = answer_bytes(answer, "report", "report")
     try:
         mechanism.format.decode([Report(payload)])
     except ReportError as error:
@@ -184,10 +181,10 @@ def _plain_pairs(
 ) -> Iterator[tuple[NDArray[np.bool_], Vector]]:
     label = f"masks of step {step.number}"
     for client, answer in experiment.conversation.ask("query.masks", question, step.clients, label):
-        record = answer.config_records["answer"]
-        packed, scores = record["mask"], record["scores"]
-        if not isinstance(packed, bytes) or not isinstance(scores, bytes):
-            raise FederationError(f"client {client} sent no mask")
+        packed = answer_bytes(answer, "mask", "mask")
+        scores = answer_bytes(answer, "scores", "scores")
+        if len(packed) != (num_units + 7) // 8 or len(scores) != 4 * num_units:
+            raise FederationError(f"client {client} sent a mask or scores of another length")
         yield (
             mask_from_bytes(packed, num_units),
             np.frombuffer(scores, dtype="<f4").astype(np.float64),

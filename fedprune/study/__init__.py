@@ -1,6 +1,6 @@
 """Questions that need several sciences at once: planning, and who holds what."""
 
-from fedprune.study.clients import divide, load_dataset
+from fedprune.study.clients import divide, initial_model, load_dataset
 from fedprune.study.plan import Plan, guarantee, plan
 
-__all__ = ["Plan", "divide", "guarantee", "load_dataset", "plan"]
+__all__ = ["Plan", "divide", "guarantee", "initial_model", "load_dataset", "plan"]

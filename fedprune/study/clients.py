@@ -1,10 +1,13 @@
-"""Which rows a configuration means, and who holds them."""
+"""What a configuration means: which rows, who holds them, which network to begin with."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
-from fedprune import data
+from torch import nn
+
+from fedprune import data, models
 from fedprune.config import Config
 from fedprune.data import Dataset, Federation
 
@@ -35,4 +38,25 @@ def divide(config: Config, dataset: Dataset) -> Federation:
         seed=config.seed,
         alpha=config.data.alpha,
         shards_per_client=config.data.shards_per_client,
+    )
+
+
+def initial_model(config: Config, dataset: Dataset) -> nn.Module:
+    """Build the dense network with its initial or given weights.
+
+    `model.weights` is looked for as named, then under `data.root`.
+
+    Raises:
+        ModelError: if the network is unknown or the weights are missing or do not fit.
+    """
+    weights = config.model.weights
+    under_root = Path(config.data.root) / weights
+    if weights and not Path(weights).is_file() and under_root.is_file():
+        weights = str(under_root)
+    return models.load(
+        config.model.name,
+        weights=weights,
+        num_classes=dataset.num_classes,
+        input_shape=dataset.input_shape,
+        seed=config.seed,
     )

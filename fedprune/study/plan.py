@@ -16,10 +16,11 @@ from fedprune.privacy.accounting import CLIENT, REPLACEMENT
 from fedprune.privacy.planning import CLIENT_MODEL, USEFUL_RECALL
 from fedprune.pruning import UnitLayout
 from fedprune.runs import Architecture, weights_vector
-from fedprune.study.clients import divide
+from fedprune.study.clients import divide, initial_model
 
 WANTED_RECALL = 0.9
 _STRONGEST_EPSILON = 16.0
+_MANY_CLIENTS = 10**9
 _TIMED_ROWS = 64
 _TIMED_PASSES = 5
 _BASELINES = ("votes_without_noise", "pooled", "magnitude", "random")
@@ -78,7 +79,8 @@ def plan(config: Config, dataset: Dataset) -> Plan:
     divide(config, dataset)  # refuses what cannot be divided before anything starts
     dataset.test.group(config.data.groups)  # refuses an attribute that the data do not have
     architecture = Architecture.dense(config.model.name, dataset.num_classes, dataset.input_shape)
-    model, layout = architecture.build()
+    layout = architecture.dense_layout
+    model = initial_model(config, dataset)
     keep = _first_keep(config, layout)
     reports = config.data.clients // config.prune.steps
     mechanism, variance = None, 0.0
@@ -105,7 +107,7 @@ def plan(config: Config, dataset: Dataset) -> Plan:
         advice=() if useful else _advice(config, len(layout), keep, reports, recall, floor),
         up_bytes_per_client=mechanism.report_bytes if mechanism else (len(layout) + 7) // 8,
         down_bytes_per_client=4 * weights_vector(model).numel(),
-        dense_upload_bytes=4 * int(layout.total_params),
+        dense_upload_bytes=4 * weights_vector(model).numel(),
         seconds=_seconds(config, dataset, model),
     )
 
@@ -139,20 +141,20 @@ def _advice(
     ]
     mechanism = privacy.ThresholdResponse(config.privacy.epsilon, num_units)
     clients = int(np.ceil(mechanism.variance_per_vote(1) / wanted)) * config.prune.steps
+    many = f"about {clients:,}" if clients < _MANY_CLIENTS else f"more than {_MANY_CLIENTS:,}"
     sentences.append(
-        f"at epsilon = {config.privacy.epsilon:g} a recall of {target:.2f} needs about "
-        f"{clients:,} clients"
+        f"at epsilon = {config.privacy.epsilon:g} a recall of {target:.2f} needs {many} clients"
     )
-    for epsilon in np.arange(np.ceil(config.privacy.epsilon), _STRONGEST_EPSILON + 1):
-        stronger = privacy.ThresholdResponse(max(float(epsilon), 0.5), num_units)
+    strongest = max(_STRONGEST_EPSILON, np.ceil(config.privacy.epsilon))
+    for epsilon in np.arange(np.ceil(config.privacy.epsilon), strongest + 1):
+        stronger = privacy.ThresholdResponse(float(epsilon), num_units)
         if stronger.variance_per_vote(reports) <= wanted:
             sentences.append(f"with {reports} clients it needs epsilon = {epsilon:g}")
             break
     else:
-        sentences.append(
-            f"with {reports} clients a step no epsilon up to {_STRONGEST_EPSILON:g} reaches it; "
-            "what carries such a run is the magnitude prior"
-        )
+        sentences.append(f"with {reports} clients a step no epsilon up to {strongest:g} reaches it")
+    if config.privacy.prior == "magnitude":
+        sentences.append("what carries such a run is the magnitude prior")
     return tuple(sentences)
 
 
