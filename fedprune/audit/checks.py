@@ -132,7 +132,7 @@ def check_robustness(evidence: Evidence) -> Iterator[Finding]:
 
     yield check("robustness", "upper bounds follow from the stored models", bounds, "recomputed")
     yield check("robustness", "upper bounds lie above what was found", enclosed, "both models")
-    if evidence.summary["simulated"] and evidence.config.evaluate.tables != "off":
+    if evidence.summary.get("simulated", True) and evidence.config.evaluate.tables != "off":
         yield check(
             "robustness", "certified accuracy follows from margins and bounds", certified, "redone"
         )
@@ -236,7 +236,7 @@ def _heads(evidence: Evidence) -> str | None:
 
 
 def _spent(evidence: Evidence) -> str | None:
-    simulated = bool(evidence.summary["simulated"])
+    simulated = bool(evidence.summary.get("simulated", True))
     found = runs.privacy_figures(evidence.folder, evidence.config, simulated)
     claimed = evidence.summary["privacy"]
     return same("privacy", {key: claimed[key] for key in found}, found)

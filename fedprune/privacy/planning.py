@@ -19,6 +19,7 @@ CLIENT_MODEL = (
     "units' importances lognormal, each client's deviation from them lognormal of the same spread"
 )
 _GRID = 2001
+_SMALLEST_KEEP = 0.01
 
 
 def predict_recall(variance: float, keep_units: float = 0.5) -> float:
@@ -26,7 +27,8 @@ def predict_recall(variance: float, keep_units: float = 0.5) -> float:
 
     Args:
         variance: of one unit's vote (v in the text), at least 0.
-        keep_units: fraction of the units that is kept, in (0, 1].
+        keep_units: fraction of the units that is kept, in (0, 1]; below 0.01 the prediction is
+            the one for 0.01, which the grid still resolves.
 
     Returns:
         Expected recall in [keep_units, 1], without the magnitude prior's help.
@@ -38,6 +40,7 @@ def predict_recall(variance: float, keep_units: float = 0.5) -> float:
         )
     if keep_units == 1 or variance == 0:
         return 1.0
+    keep_units = max(keep_units, _SMALLEST_KEEP)
     votes = norm.cdf(norm.ppf((np.arange(_GRID) + 0.5) / _GRID) - np.sqrt(2) * norm.isf(keep_units))
     spread = np.sqrt(variance)
 
@@ -45,7 +48,7 @@ def predict_recall(variance: float, keep_units: float = 0.5) -> float:
         return np.asarray(norm.sf(cut, loc=votes, scale=spread))
 
     cut = brentq(lambda c: float(kept(c).mean()) - keep_units, -1 - 9 * spread, 2 + 9 * spread)
-    truly_kept = np.arange(_GRID) >= min((1 - keep_units) * _GRID, _GRID - 1)
+    truly_kept = np.arange(_GRID) >= (1 - keep_units) * _GRID
     return float(kept(cut)[truly_kept].mean())
 
 

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from fedprune import privacy, pruning
 from fedprune.config import Config
 from fedprune.data import Dataset
+from fedprune.errors import PruningError
 from fedprune.privacy.accounting import CLIENT, REPLACEMENT
 from fedprune.privacy.planning import CLIENT_MODEL, USEFUL_RECALL
 from fedprune.pruning import UnitLayout
@@ -81,6 +83,7 @@ def plan(config: Config, dataset: Dataset) -> Plan:
     architecture = Architecture.dense(config.model.name, dataset.num_classes, dataset.input_shape)
     layout = architecture.dense_layout
     model = initial_model(config, dataset)
+    _check_budget(config, layout)
     keep = _first_keep(config, layout)
     reports = config.data.clients // config.prune.steps
     mechanism, variance = None, 0.0
@@ -117,6 +120,21 @@ def guarantee(config: Config) -> privacy.Guarantee:
     return privacy.Guarantee(
         config.privacy.epsilon, config.privacy.delta, CLIENT, REPLACEMENT, config.privacy.trust
     )
+
+
+def _check_budget(config: Config, layout: UnitLayout) -> None:
+    """Refuse a budget that not even one unit a layer fits into."""
+    name, final = config.prune.budget
+    floors = sum(min(config.prune.floor, len(group)) for group in layout.groups)
+    if name == "keep_units" and int(final * len(layout) + 1e-9) < floors:
+        raise PruningError(
+            f"prune.keep_units = {final:g} keeps {int(final * len(layout) + 1e-9)} of "
+            f"{len(layout)} units, but prune.floor = {config.prune.floor} needs {floors}"
+        )
+    if name != "keep_units":
+        scores = torch.zeros(len(layout))
+        keep = {"keep_macs": config.prune.keep_macs, "keep_params": config.prune.keep_params}
+        pruning.select(scores, layout, floor=config.prune.floor, **keep)
 
 
 def _first_keep(config: Config, layout: UnitLayout) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers import SMALL
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fedprune.cli import app, main
@@ -73,6 +74,11 @@ def test_a_user_error_is_one_sentence_and_exit_2(tmp_path: Path) -> None:
         (["simulate", "--set", "data.partition=natural"], "natural"),
         (["simulate", "--set", "model.weights=no.th"], "no.th"),
         (["simulate", "--set", "data.dataset=cifar10"], "cifar-10-batches-py"),
+        (["simulate", "--set", "seed=99999999999999999999999"], "seed must be a whole number"),
+        (["simulate", "--set", "privacy.epsilon=1e-200"], "privacy.epsilon must be"),
+        (["simulate", "--set", "evaluate.confidence=0.99999999"], "evaluate.confidence must be"),
+        (["simulate", "--set", "prune.keep_units=0.0003"], "keep"),
+        (["simulate", "--set", "prune.keep_macs=1e-9"], "keep_macs"),
     ],
 )
 def test_bad_input_is_one_sentence_that_names_it(
@@ -170,6 +176,116 @@ def test_an_audit_notices_every_figure_that_was_prettied_up(
     found = CliRunner().invoke(app, ["audit", str(run), part])
     assert found.exit_code == 1
     assert broken in found.output
+
+
+def change_json(path: Path, key: tuple[str, ...], value: object) -> None:
+    content = json.loads(path.read_text())
+    table = content
+    for name in key[:-1]:
+        table = table[name]
+    table[key[-1]] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (("privacy", "statement"), "epsilon = 0.01 for everything"),
+        (("privacy", "not_covered"), []),
+        (("mask_recall",), 0.99),
+        (("baselines", "magnitude", "accuracy"), 0.01),
+        (("paired_difference", "mean"), 0.3),
+        (("config", "train", "rounds"), 0),
+    ],
+)
+def test_an_audit_notices_words_and_comparisons_that_were_changed(
+    run: Path, key: tuple[str, ...], value: object
+) -> None:
+    change_json(run / "summary.json", key, value)
+    found = CliRunner().invoke(app, ["audit", str(run)])
+    assert found.exit_code == 1
+    assert key[-1] in found.output
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tables.json", "margins.safetensors", "votes.safetensors", "layout.json",
+        "dense.safetensors", "model.safetensors", "ledger.sqlite", "architecture.json",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("what", ["removed", "emptied"])
+def test_an_audit_notices_evidence_that_is_gone(run: Path, name: str, what: str) -> None:
+    (run / name).unlink()
+    if what == "emptied":
+        (run / name).write_text("{}")
+    found = CliRunner().invoke(app, ["audit", str(run)])
+    assert found.exit_code == 1, found.output
+    assert "BROKEN" in found.output
+
+
+def test_an_audit_notices_votes_and_models_that_were_replaced(run: Path) -> None:
+    votes = load_file(run / "votes.safetensors")
+    for name, value in (
+        ("step1.mean", votes["step1.mean"] * float("nan")),
+        ("step1.variance", votes["step1.variance"] * 1e-9),
+        ("step1.posterior", -votes["step1.posterior"]),
+        ("step1.mask", ~votes["step1.mask"]),
+    ):
+        save_file({**votes, name: value}, run / "votes.safetensors")
+        assert CliRunner().invoke(app, ["audit", str(run), "privacy"]).exit_code == 1, name
+    save_file(votes, run / "votes.safetensors")
+    weights = load_file(run / "model.safetensors")
+    last = list(weights)[-1]
+    save_file({**weights, last: weights[last].flip(0)}, run / "model.safetensors")
+    found = CliRunner().invoke(app, ["audit", str(run), "record"])
+    assert found.exit_code == 1
+    assert "model.safetensors" in found.output
+
+
+def test_an_audit_notices_another_configuration_and_missing_seeds(run: Path) -> None:
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace("rounds = 3", "rounds = 9"))
+    assert CliRunner().invoke(app, ["audit", str(run), "record"]).exit_code == 1
+    assert CliRunner().invoke(app, ["audit", str(run), "privacy"]).exit_code == 1
+    (run / "config.toml").write_text(config.replace("seeds = 1", "seeds = 2"))
+    found = CliRunner().invoke(app, ["audit", str(run), "record"])
+    assert found.exit_code == 1
+    assert "seed-2" in found.output
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", "{}"),
+        ("events.jsonl", "3\n"),
+        ("tables.json", '{"test": [[1], [2, 3]]}'),
+        ("audit.json", "]"),
+    ],
+)
+def test_damaged_evidence_is_a_sentence_not_a_traceback(
+    run: Path, name: str, content: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / name).write_text(content)
+    code = inside(["audit", str(run)], monkeypatch)
+    assert code == (0 if name == "audit.json" else 1) or code == 2
+
+
+def test_an_audit_of_a_read_only_copy_works_and_changes_nothing(run: Path) -> None:
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    for part in ("privacy", "fairness", "robustness", "model", "record"):
+        assert CliRunner().invoke(app, ["audit", str(run), part]).exit_code == 0
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_a_configuration_that_was_changed_in_mid_run_stops_the_resume(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace('prior = "magnitude"', 'prior = "none"'))
+    (run / "summary.json").unlink()
+    assert inside(["resume", str(run)], monkeypatch) == 2
+    assert "was changed after the run had begun" in capsys.readouterr().err
 
 
 def test_export_and_report_write_where_they_are_told(run: Path, tmp_path: Path) -> None:

@@ -95,3 +95,12 @@ def test_recall_falls_with_variance_and_inverts() -> None:
     assert recalls[0] == 1.0
     assert recalls[-1] == pytest.approx(0.3, abs=0.03)
     assert predict_recall(variance_for_recall(0.8, 0.3), 0.3) == pytest.approx(0.8, abs=1e-6)
+
+
+@pytest.mark.parametrize("keep", [1e-9, 3e-4, 0.01, 0.999])
+def test_extreme_fractions_are_predicted_and_inverted(keep: float) -> None:
+    assert 0 <= predict_recall(0.1, keep) <= 1
+    target = max(0.9, keep + 0.8 * (1 - keep))
+    assert predict_recall(variance_for_recall(target, keep), keep) == pytest.approx(
+        target, abs=1e-3
+    )
