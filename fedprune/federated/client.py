@@ -125,14 +125,16 @@ def answer_evaluate(station: Station, question: Question, clients: Sequence[int]
     split, group = question.text("split"), question.text("groups")
     places, owners = station.cohort_index(clients, split)
     column = station.rows(split).group(group)
-    tables = fairness.client_tables(
-        station.correct(question, True, split, places),
-        station.correct(question, False, split, places),
-        column.codes[places],
-        owners,
-        len(clients),
-        len(column.names),
-    )
+    tables = np.zeros((len(clients), len(column.names), 2, 2), dtype=np.int64)
+    if len(places):  # where there are more clients than rows, a cohort may have none
+        tables = fairness.client_tables(
+            station.correct(question, True, split, places),
+            station.correct(question, False, split, places),
+            column.codes[places],
+            owners,
+            len(clients),
+            len(column.names),
+        )
     if policy == "unprotected":
         _record_unprotected(station, question, clients, "count-table")
     return [

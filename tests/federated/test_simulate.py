@@ -131,6 +131,12 @@ def test_a_budget_in_macs_or_parameters_is_met(tmp_path: Path, key: str) -> None
     assert cost["pruned"][name] >= 0.3 * cost["dense"][name]
 
 
+def test_more_clients_than_test_rows_are_no_trouble(tmp_path: Path) -> None:
+    summary = run_small(tmp_path / "run", ["data.clients=1100", "evaluate.baselines=false"])
+    assert summary["privacy"]["reports"] == 1100
+    assert summary["accuracy"]["pruned"] is not None
+
+
 def test_trust_none_claims_nothing(tmp_path: Path) -> None:
     summary = run_small(tmp_path / "run", ["privacy.trust=none"])
     assert summary["privacy"]["epsilon"] is None
