@@ -18,6 +18,7 @@ import resource
 import statistics
 import sys
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedprune import data, models, pruning
+from fedprune import __version__, data, models, pruning
 
 CENTRAL_BATCH = 250
 
@@ -139,6 +140,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "max": max(ratios),
         },
         "scores_shape": list(torch.cat(scores).shape),
+        "command": f"python simulations/benchmarks/scoring.py --clients {options.clients} "
+        f"--repeats {options.repeats}" + (" --root DATA" if options.root else ""),
+        "date": date.today().isoformat(),
+        "fedprune": __version__,
         "peak_rss_gib": _peak_rss_bytes() / 2**30,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
