@@ -26,9 +26,8 @@ import torch
 from safetensors.torch import load_file
 
 from fedprune import __version__
-from fedprune.errors import LedgerError
 from fedprune.privacy import Ledger
-from fedprune.privacy.chain import STORED
+from fedprune.privacy.chain import RESERVED, STORED
 
 SETTINGS = (
     "data.clients=1400",  # three cohorts, so that a kill can fall between and inside them
@@ -41,7 +40,6 @@ SETTINGS = (
     "evaluate.baselines=false",
     "evaluate.resamples=100",
 )
-UNPROTECTED_BEFORE = 20  # ledger rows of the one training round
 
 
 def main() -> None:
@@ -95,17 +93,18 @@ def one_kill(
 ) -> dict:
     """Kill -9 `delay` seconds into the report round, resume, compare."""
     process = start(out)
-    wait_for_training(out)
+    wait_for_report_round(out)
     time.sleep(delay)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    stored = sum(1 for _ in stored_reports(out))
+    stored, reserved = rows_of(out, STORED), rows_of(out, RESERVED)
     code = start(out, resume=True).wait()
     reports, mask = outcome(out)
     clients = [client for client, _ in reports]
     return {
         "delay_s": round(delay, 3),
-        "reports_stored_when_killed": stored,
+        "reserved_when_killed": reserved,
+        "stored_when_killed": stored,
         "resume_exit": code,
         "same_reports": reports == expected[0],
         "same_mask": bool(torch.equal(mask, expected[1])),
@@ -113,17 +112,20 @@ def one_kill(
     }
 
 
-def wait_for_training(out: Path) -> None:
-    """Wait until the training round stands in the ledger: the report round comes next."""
+def wait_for_report_round(out: Path) -> None:
+    """Wait until the phase before the report round is finished."""
+    events = out / "events.jsonl"
     for _ in range(60_000):
-        try:
-            with Ledger.open(out / "ledger.sqlite") as ledger:
-                if ledger.head[0] >= UNPROTECTED_BEFORE:
-                    return
-        except LedgerError:
-            pass
-        time.sleep(0.002)
+        if events.is_file() and b'"evaluate-dense"' in events.read_bytes():
+            return
+        time.sleep(0.001)
     raise SystemExit("the simulation never reached its report round")
+
+
+def rows_of(out: Path, stage: str) -> int:
+    """Count a ledger's rows of one stage."""
+    with Ledger.open(out / "ledger.sqlite") as ledger:
+        return sum(entry.stage == stage for entry in ledger.entries())
 
 
 def stored_reports(out: Path) -> list[tuple[str, bytes]]:
