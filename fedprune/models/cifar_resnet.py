@@ -88,3 +88,8 @@ def _initialise(model: nn.Module) -> None:
             continue
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
+    blocks = [module for module in model.modules() if isinstance(module, BasicBlock)]
+    for block in blocks:
+        # A residual branch scaled by 1 / sqrt(depth) keeps the outputs of an untrained deep network
+        # of order 1, as batch statistics would (De & Smith 2020, on batch norm in residual nets).
+        nn.init.constant_(block.bn2.weight, len(blocks) ** -0.5)

@@ -62,6 +62,4 @@ def test_masked_and_shrunk_models_agree_on_real_inputs(
     with torch.inference_mode():
         masked = pruning.mask_model(model, layout, mask)(inputs)
         shrunk = pruning.shrink(model, layout, mask)(inputs)
-    assert (masked - shrunk).abs().max() <= 1e-5 * max(1.0, float(masked.abs().max()))
-    if weights:
-        assert (masked - shrunk).abs().max() <= 1e-5
+    assert (masked - shrunk).abs().max() <= 1e-5
