@@ -119,6 +119,33 @@ class EvaluateConfig(_Table):
     resamples: Annotated[int, Field(ge=100, description="a whole number of at least 100")] = 2000
 
 
+class FederationConfig(_Table):
+    """How long the server waits, and how many answers it needs to go on.
+
+    `quorum` is the share of the clients asked that must answer in every phase; `deadline_seconds`
+    ends the wait of a phase, `join_seconds` the wait for clients at the start.
+    """
+
+    quorum: Fraction01 = 1.0
+    deadline_seconds: Positive = 600.0
+    join_seconds: Positive = 60.0
+
+
+class EngineConfig(_Table):
+    """Where simulated clients run; Ray's keys are for `--engine flower`.
+
+    `deterministic` scores one client at a time on one thread, so that every engine and cohort
+    size gives the same bits. `actors` = 0 means as many as fit; `ray_address` names a running Ray
+    cluster, "" starts one.
+    """
+
+    deterministic: Switch = False
+    cpus_per_client: PositiveCount = 1
+    gpus_per_client: NonNegative = 0.0
+    actors: Count = 0
+    ray_address: Text = ""
+
+
 class Config(_Table):
     """The whole experiment."""
 
@@ -132,6 +159,8 @@ class Config(_Table):
     privacy: PrivacyConfig = PrivacyConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    federation: FederationConfig = FederationConfig()
+    engine: EngineConfig = EngineConfig()
 
 
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
