@@ -169,8 +169,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     Raises:
         ConfigError: if the file cannot be read or any key or value is not allowed.
     """
-    default = resources.files("fedprune").joinpath("default.toml").read_text(encoding="utf-8")
-    tables = tomllib.loads(default)
+    tables = _defaults()
     source = "built-in default"
     if path is not None:
         source = str(path)
@@ -209,10 +208,14 @@ def to_flat(config: Config) -> dict[str, Scalar]:
 def from_flat(flat: Mapping[str, Scalar], source: str = "Flower's run-config") -> Config:
     """Read Flower's flat run-config back: "" means unset where a key may be unset.
 
+    Where no `keep_*` is set, the built-in default's stands.
+
     Raises:
         ConfigError: naming the first key that is wrong.
     """
     tables: dict[str, Any] = {}
+    if not any(flat.get(f"prune.{key}", "") != "" for key in KEEP_KEYS):
+        tables = {"prune": _defaults()["prune"]}
     for dotted, value in flat.items():
         if value == "" and dotted.rpartition(".")[2] in KEEP_KEYS:
             continue
@@ -223,6 +226,11 @@ def from_flat(flat: Mapping[str, Scalar], source: str = "Flower's run-config") -
 def to_toml(config: Config) -> str:
     """Write every key out, defaults included; unset keys are left out."""
     return tomli_w.dumps(config.model_dump(exclude_none=True))
+
+
+def _defaults() -> dict[str, Any]:
+    text = resources.files("fedprune").joinpath("default.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
 
 
 def _or_empty(value: Scalar | None) -> Scalar:

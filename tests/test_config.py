@@ -87,7 +87,16 @@ def test_the_flower_app_of_this_repository_has_the_built_in_default() -> None:
         for table, values in flower.items()
         for key, value in (values.items() if isinstance(values, dict) else [("", values)])
     }
-    assert flat == configuration.to_flat(configuration.load())
+    default = configuration.load()
+    assert configuration.from_flat(flat) == default
+    assert flat == {**configuration.to_flat(default), "prune.keep_units": ""}  # unset: default's
+
+
+@pytest.mark.parametrize("key", configuration.KEEP_KEYS)
+def test_a_flat_configuration_may_choose_any_budget_or_none(key: str) -> None:
+    flat = {**configuration.to_flat(configuration.load()), "prune.keep_units": ""}
+    assert configuration.from_flat(flat).prune.budget == ("keep_units", 0.5)
+    assert configuration.from_flat({**flat, f"prune.{key}": 0.3}).prune.budget == (key, 0.3)
 
 
 def test_the_default_is_written_out_in_configs_and_all_configs_are_valid() -> None:

@@ -8,15 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fedprune.audit.checks import (
-    Evidence,
-    check_fairness,
-    check_model,
-    check_privacy,
-    check_record,
-    check_robustness,
-)
+from fedprune.audit import receipt_claims
+from fedprune.audit._deployed import look_at_receipts, missing_words
+from fedprune.audit.checks import check_fairness, check_model, check_record, check_robustness
+from fedprune.audit.evidence import Evidence
 from fedprune.audit.findings import Audit, Finding
+from fedprune.audit.privacy_checks import check_privacy
 from fedprune.audit.report import render
 from fedprune.errors import RunError
 from fedprune.runs import RunFolder
@@ -31,9 +28,10 @@ PARTS: Mapping[str, Callable[[Evidence], Iterator[Finding]]] = {
 _UNSEEN = (
     "that clients ran the published code on their own data",
     "that tables, margins and baselines came from the stored models: the rows are not here",
-    "a folder forged as a whole: its hashes are not signed by anybody",
     "latency, which depends on the machine",
 )
+_UNSIGNED = "a folder forged as a whole: its hashes are not signed by anybody"
+_SIGNED = "a folder forged as a whole with keys made for it: ask the clients which keys are theirs"
 
 
 def audit(path: str | Path, part: str = "all") -> Audit:
@@ -56,7 +54,8 @@ def audit(path: str | Path, part: str = "all") -> Audit:
         evidence.config.seed + 1, evidence.config.seed + evidence.config.evaluate.seeds
     ):
         findings += _seed_findings(folder.path / "seeds" / f"seed-{seed}", part)
-    return Audit(tuple(findings), _UNSEEN)
+    unseen = (_UNSIGNED,) if evidence.simulated else (_SIGNED, *receipt_claims.UNSEEN)
+    return Audit(tuple(findings), (*_UNSEEN, *unseen))
 
 
 def write_audit(path: str | Path, found: Audit) -> bool:
@@ -94,6 +93,7 @@ def write_report(path: str | Path, out: str | Path | None = None) -> Path:
         tables=folder.read_json("tables.json") if folder.has("tables.json") else None,
         audit=folder.read_json("audit.json") if folder.has("audit.json") else None,
         layout=folder.read_json("layout.json") if folder.has("layout.json") else None,
+        deployment=look_at_receipts(folder) if summary.get("simulated") is False else None,
     )
     target = Path(out) if out else folder.path / "report.html"
     RunFolder(target.parent).write_text(target.name, page)
@@ -112,15 +112,16 @@ def _last_votes(folder: RunFolder, step: int) -> dict[str, np.ndarray] | None:
 def headlines(summary: Mapping[str, Any]) -> Iterator[str]:
     """Say the most important figures of a summary in a few lines."""
     accuracy, cost, spent = summary["accuracy"], summary["cost"], summary["privacy"]
-    if accuracy["dense"] is not None:
+    if accuracy["dense"] is not None and accuracy["pruned"] is not None:
         yield f"accuracy: dense {accuracy['dense']:.4f}, pruned {accuracy['pruned']:.4f}"
     for name, parts in (summary["baselines"] or {}).items():
         if parts["accuracy"] is not None:
             yield f"  {name.replace('_', ' ')}: {parts['accuracy']:.4f}"
     if summary["mask_recall"] is not None:
+        free = summary["mask_recall_without_prior"]
         yield (
-            f"mask recall against the votes without noise: {summary['mask_recall']:.3f} "
-            f"(without the prior {summary['mask_recall_without_prior']:.3f})"
+            f"mask recall against the votes without noise: {summary['mask_recall']:.3f}"
+            + ("" if free is None else f" (without the prior {free:.3f})")
         )
     difference = summary["paired_difference"]
     if difference is not None:
@@ -133,6 +134,10 @@ def headlines(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"privacy: {spent['statement']}"
     for sentence in spent["not_covered"]:
         yield f"  not covered: {sentence}"
+    if "basis" in spent:
+        yield f"  known from: {spent['basis']}"
+    for words in missing_words(summary):
+        yield f"missing: {words}"
 
 
 def _difference(difference: Mapping[str, Any]) -> str:

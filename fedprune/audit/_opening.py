@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedprune.audit import _wording as say
+from fedprune.audit._deployed import Deployment, missing_sentence
 from fedprune.audit._page import Opening, Tile
 from fedprune.audit._privacy import guarantee
 from fedprune.audit._wording import Json
@@ -10,16 +11,20 @@ from fedprune.audit._wording import Json
 FASTER = 1.05  # a measured ratio nearer to 1 than this is called no difference
 
 
-def opening(summary: Json) -> Opening:
+def opening(summary: Json, deployment: Deployment | None = None) -> Opening:
     privacy = guarantee(say.table_of(summary, "privacy"))
     gaps = say.list_of(summary, "privacy.not_covered")
     sentences = [privacy]
     if gaps:
         words = "; ".join(say.text(gap).rstrip(".") for gap in gaps)
         sentences.append(f"This does not cover everything: {words}.")
+    sentences += missing_sentence(summary)
     name, seed = summary.get("name"), summary.get("seed")
+    parts = [say.text(name) if name else "unnamed run", f"seed {say.text(seed)}"]
+    if deployment is not None:
+        parts.append(deployment.words)
     return Opening(
-        run=f"{say.text(name) if name else 'unnamed run'} · seed {say.text(seed)}",
+        run=" · ".join(parts),
         headline=_headline(summary),
         sentences=tuple(sentences),
         tiles=tuple(_tiles(summary)),

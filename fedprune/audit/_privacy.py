@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fedprune.audit import _wording as say
-from fedprune.audit._page import Note, Section
+from fedprune.audit._deployed import Deployment, deployment_notes
+from fedprune.audit._page import Note, Section, Table
 from fedprune.audit._wording import Json
 from fedprune.privacy.accounting import RELATIONS, TRUST
 
@@ -30,17 +31,24 @@ def guarantee(privacy: Json) -> str:
     )
 
 
-def privacy_section(summary: Json) -> Section:
+def privacy_section(summary: Json, deployment: Deployment | None = None) -> Section:
     privacy = say.table_of(summary, "privacy")
     return Section(
         "privacy",
         "Privacy",
         lead=(guarantee(privacy),),
-        notes=tuple(_notes(privacy)),
+        notes=(*_notes(privacy), *deployment_notes(summary, deployment)),
         facts=() if privacy.get("trust") == "none" else tuple(_facts(privacy)),
         bullets_title="What this ε does not cover",
         bullets=_not_covered(privacy),
+        folded=_keys(deployment),
     )
+
+
+def _keys(deployment: Deployment | None) -> tuple[tuple[str, Table], ...]:
+    if deployment is None or not deployment.keys:
+        return ()
+    return (("Clients and the keys that they signed with", deployment.table),)
 
 
 def _facts(privacy: Json) -> list[tuple[str, str]]:

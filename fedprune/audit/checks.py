@@ -1,112 +1,93 @@
-"""The checks themselves; they read a run folder and nothing else."""
+"""Checks of fairness, robustness, models and the record; they read a run folder only."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
 
-from fedprune import hardware, privacy, pruning, runs
+from fedprune import hardware, pruning, runs
+from fedprune.audit.evidence import Evidence
 from fedprune.audit.findings import Finding, check, same
-from fedprune.config import Config
-from fedprune.privacy import Ledger, Report, ThresholdResponse
-from fedprune.privacy.chain import STORED
 from fedprune.runs import RunFolder
 
 JsonDict = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What the checks read."""
-
-    folder: RunFolder
-    config: Config
-    summary: JsonDict
-
-    @property
-    def has_ledger(self) -> bool:
-        """Whether the clients' ledger lies in this folder (simulation)."""
-        return self.folder.has("ledger.sqlite")
-
-    def results(self) -> dict[str, JsonDict]:
-        """What every finished phase said."""
-        return {event["phase"]: event["result"] for event in self.folder.events()}
-
-
-def check_privacy(evidence: Evidence) -> Iterator[Finding]:
-    """Ledger chain, memoised bytes, budgets, totals, and the votes recomputed from reports."""
-    ledger_path = evidence.folder.path / "ledger.sqlite"
-    yield check("privacy", "the ledger is there", lambda: _missing(evidence.has_ledger))
-    if not evidence.has_ledger:
-        return
-
-    def intact() -> str | None:
-        with Ledger.open(ledger_path, read_only=True) as ledger:
-            return next(ledger.verify(), None)
-
-    sound = check(
-        "privacy", "the ledger's chain, report bytes and budgets are intact", intact, "every row"
-    )
-    yield sound
-    if not sound.holds:
-        return
-    yield check(
-        "privacy",
-        "the ledger ends where the run's events say it ends, and passed every point they name",
-        lambda: _heads(evidence),
-        "no row was cut off or added",
-    )
-    yield check(
-        "privacy",
-        "the ledger's budget and run are those of the configuration, nobody past it",
-        lambda: _terms(evidence),
-        "every row",
-    )
-    yield check(
-        "privacy",
-        "epsilon, reports and what is not covered are as the summary says",
-        lambda: _spent(evidence),
-        runs.privacy_figures(evidence.folder, evidence.config, True)["statement"],
-    )
-    if evidence.config.privacy.trust == "local":
-        yield check(
-            "privacy",
-            "every report has the mechanism's size and the votes follow from the reports",
-            lambda: _votes(evidence),
-            "recomputed from the stored bytes",
-        )
-        yield check(
-            "privacy",
-            "the first step's units follow from its votes",
-            lambda: _selection(evidence),
-            "posterior and selection redone",
-        )
-
-
 def check_fairness(evidence: Evidence) -> Iterator[Finding]:
     """Accuracy, gaps and intervals recomputed from tables.json."""
-    if evidence.config.evaluate.tables == "off":
+    tables = evidence.folder.has("tables.json")
+    if not evidence.simulated:
+        yield check(
+            "fairness",
+            "accuracy is that of the evaluation rounds",
+            lambda: _heard(evidence),
+            "events",
+        )
+        if not tables:
+            yield check(
+                "fairness",
+                "no gap is stated, since no count tables were collected",
+                lambda: same("fairness", evidence.summary["fairness"], None),
+                "no client's count tables left it, or too few agreed",
+            )
+            return
+        yield check(
+            "fairness",
+            "every count table has its receipt",
+            lambda: _tables_without_receipt(evidence),
+            "counted",
+        )
+    elif evidence.config.evaluate.tables == "off":
         return
-
-    def accuracy() -> str | None:
-        counts = np.array(evidence.folder.read_json("tables.json")["test"]).sum(axis=(0, 1))
-        total = counts.sum()
-        found = {"dense": counts[1].sum() / total, "pruned": counts[:, 1].sum() / total}
-        claimed = {key: evidence.summary["accuracy"][key] for key in found}
-        return same("accuracy", claimed, {k: float(v) for k, v in found.items()})
 
     def fairness() -> str | None:
         found = runs.fairness_of_tables(evidence.folder.read_json("tables.json"))
         return same("fairness", evidence.summary["fairness"], found)
 
-    yield check("fairness", "accuracy follows from the count tables", accuracy, "recomputed")
+    if evidence.simulated or not _evaluated_by_some(evidence):
+        yield check(
+            "fairness",
+            "accuracy follows from the count tables",
+            lambda: _accuracy(evidence),
+            "recomputed",
+        )
     yield check("fairness", "gaps and intervals follow from the count tables", fairness, "redone")
+
+
+def _accuracy(evidence: Evidence) -> str | None:
+    counts = np.array(evidence.folder.read_json("tables.json")["test"]).sum(axis=(0, 1))
+    total = counts.sum()
+    found = {"dense": counts[1].sum() / total, "pruned": counts[:, 1].sum() / total}
+    claimed = {key: evidence.summary["accuracy"][key] for key in found}
+    return same("accuracy", claimed, {k: float(v) for k, v in found.items()})
+
+
+def _heard(evidence: Evidence) -> str | None:
+    """Compare a deployed run's accuracies with what its evaluation rounds ended with."""
+    results, steps = evidence.results(), evidence.config.prune.steps
+    phases = {
+        "dense": "evaluate-dense",
+        "pruned": "evaluate-after",
+        "pruned_before_fine_tuning": f"evaluate-{steps}-before",
+    }
+    found = {key: results.get(phase, {}).get("accuracy") for key, phase in phases.items()}
+    return same("accuracy", {key: evidence.summary["accuracy"][key] for key in found}, found)
+
+
+def _evaluated_by_some(evidence: Evidence) -> bool:
+    """Whether the rounds behind the accuracies and the tables had different clients."""
+    rounds = ("evaluate-dense", "evaluate-after", "tables")
+    return len({tuple(evidence.missing.get(name, ())) for name in rounds}) > 1
+
+
+def _tables_without_receipt(evidence: Evidence) -> str | None:
+    tables = len(evidence.folder.read_json("tables.json")["test"])
+    signed = len({receipt.client for receipt in evidence.used_receipts("tables")})
+    return None if tables == signed else f"{tables} count tables came, {signed} have a receipt"
 
 
 def check_robustness(evidence: Evidence) -> Iterator[Finding]:
@@ -131,8 +112,21 @@ def check_robustness(evidence: Evidence) -> Iterator[Finding]:
         return same("certified_accuracy", {k: stated[k] for k in found}, found)
 
     yield check("robustness", "upper bounds follow from the stored models", bounds, "recomputed")
+
+    def uncertified() -> str | None:
+        stated = evidence.summary["certified_accuracy"]
+        pair = {key: stated[key] for key in ("dense", "pruned")}
+        return same("certified_accuracy", pair, dict.fromkeys(pair))
+
     yield check("robustness", "upper bounds lie above what was found", enclosed, "both models")
-    if evidence.summary.get("simulated", True) and evidence.config.evaluate.tables != "off":
+    if not evidence.simulated:
+        yield check(
+            "robustness",
+            "no certified accuracy is stated, since margins never leave a deployed client",
+            uncertified,
+            "none is",
+        )
+    elif evidence.config.evaluate.tables != "off":
         yield check(
             "robustness", "certified accuracy follows from margins and bounds", certified, "redone"
         )
@@ -182,8 +176,20 @@ def check_record(evidence: Evidence) -> Iterator[Finding]:
         here = evidence.config.model_dump()
         stated = {key: value for key, value in summary["config"].items() if key != "out"}
         wrong = same("config", stated, {key: value for key, value in here.items() if key != "out"})
-        begun = evidence.results()["plan"]["run"]
-        return wrong or same("run", begun, runs.run_id(evidence.config))
+        if wrong or runs.is_run_of(evidence.run, evidence.config, evidence.simulated):
+            return wrong
+        kind = "simulated" if evidence.simulated else "deployed"
+        return f"run {evidence.run} is not a {kind} run of this configuration"
+
+    def absent() -> str | None:
+        named: JsonDict = {}
+        for event in folder.events():
+            named.update(event.get("missing", {}))
+        clients = range(evidence.config.data.clients)
+        for name, gone in evidence.missing.items():
+            if not gone or set(gone) - set(clients) or len(set(gone)) != len(gone):
+                return f"the clients missing in {name} are not some of 0 to {clients[-1]}: {gone}"
+        return same("missing", evidence.missing, named)
 
     def compared() -> str | None:
         results, steps = evidence.results(), evidence.config.prune.steps
@@ -216,91 +222,17 @@ def check_record(evidence: Evidence) -> Iterator[Finding]:
 
     yield check("record", "the files are those that the run ended with", sealed, "SHA-256")
     yield check("record", "the configuration is the one that was run", configured, "compared")
+    if not evidence.simulated:
+        detail = _missing_words(evidence)
+        yield check("record", "who did not answer is named as the events name it", absent, detail)
     yield check("record", "recalls and baselines are those of the events", compared, "recomputed")
     yield check("record", "every seed is there and the comparison follows", all_seeds, "redone")
     yield check("record", "layout.json describes the dense model's units", laid_out, "compared")
 
 
-def _missing(there: bool) -> str | None:
-    return None if there else "ledger.sqlite is missing from the run folder"
-
-
-def _heads(evidence: Evidence) -> str | None:
-    broken = runs.ledger_contradiction(evidence.folder)
-    if broken:
-        return broken
-    named = [e["ledger_rows"] for e in evidence.folder.events() if "ledger_rows" in e]
-    with Ledger.open(evidence.folder.path / "ledger.sqlite", read_only=True) as ledger:
-        rows, last = ledger.head[0], (named or [0])[-1]
-    return None if rows == last else f"the ledger has {rows} rows, the run ended with {last}"
-
-
-def _spent(evidence: Evidence) -> str | None:
-    simulated = bool(evidence.summary.get("simulated", True))
-    found = runs.privacy_figures(evidence.folder, evidence.config, simulated)
-    claimed = evidence.summary["privacy"]
-    return same("privacy", {key: claimed[key] for key in found}, found)
-
-
-def _terms(evidence: Evidence) -> str | None:
-    name, stated = runs.run_id(evidence.config), evidence.config.privacy.epsilon
-    with Ledger.open(evidence.folder.path / "ledger.sqlite", read_only=True) as ledger:
-        if ledger.budget.epsilon != stated:
-            return f"the ledger's budget is {ledger.budget.epsilon:g}, the configuration's {stated}"
-        for number, entry in enumerate(ledger.entries(), start=1):
-            if entry.run != name:
-                return f"ledger row {number} is of run {entry.run}, this is run {name}"
-            if entry.stage == STORED and entry.epsilon != stated:
-                return f"ledger row {number} was charged epsilon = {entry.epsilon:g}, not {stated}"
-    return None
-
-
-def _selection(evidence: Evidence) -> str | None:
-    """Redo the first step: posterior from votes and magnitudes, then the selection."""
-    votes = evidence.folder.read_tensors("votes.safetensors")
-    mean, spread = votes["step1.mean"].numpy(), votes["step1.variance"].numpy()
-    posterior = mean
-    model, architecture = evidence.folder.load_dense()
-    layout = architecture.dense_layout
-    if evidence.config.privacy.prior == "magnitude":
-        magnitude = pruning.score(model, layout, [], criterion="magnitude_l2").double().numpy()
-        groups = np.asarray(layout.group_of, dtype=np.int64)
-        posterior = privacy.magnitude_posterior(mean, spread, magnitude, groups).mean
-    if not np.allclose(posterior, votes["step1.posterior"].numpy(), rtol=0, atol=1e-6):
-        return "the posterior of step 1 does not follow from votes and magnitudes"
-    budget = evidence.results()["vote-1"]["budget"]
-    mask = pruning.select(
-        votes["step1.posterior"],
-        layout,
-        keep_units=budget.get("keep_units"),
-        keep_macs=budget.get("keep_macs"),
-        keep_params=budget.get("keep_params"),
-        floor=evidence.config.prune.floor,
-    )
-    if not torch.equal(mask, votes["step1.mask"].bool()):
-        return "the units kept in step 1 are not those that the posterior selects"
-    return None
-
-
-def _votes(evidence: Evidence) -> str | None:
-    votes = evidence.folder.read_tensors("votes.safetensors")
-    with Ledger.open(evidence.folder.path / "ledger.sqlite", read_only=True) as ledger:
-        by_round: dict[str, list[Report]] = {}
-        for entry in ledger.entries():
-            if entry.stage == STORED:
-                by_round.setdefault(entry.round, []).append(Report(entry.report))
-    for step in range(1, evidence.config.prune.steps + 1):
-        reports = by_round.get(f"report-{step}", [])
-        stated = votes[f"step{step}.mean"].numpy()
-        mechanism = ThresholdResponse(evidence.config.privacy.epsilon, len(stated))
-        if Fraction(mechanism.likelihood_ratio) <= 1:
-            return f"the mechanism of step {step} has no likelihood ratio above 1"
-        counts = privacy.counts_for(mechanism, len(reports))
-        found = mechanism.estimate(reports, counts=counts)
-        spread = votes[f"step{step}.variance"].numpy()
-        close = np.isclose(found.mean, stated, rtol=0, atol=1e-9)
-        close &= np.isclose(found.variance, spread, rtol=1e-9, atol=0)
-        wrong = np.flatnonzero(~close)  # what is not a number is not close to anything
-        if wrong.size:
-            return f"the vote of unit {wrong[0]} in step {step} does not follow from the reports"
-    return None
+def _missing_words(evidence: Evidence) -> str:
+    parts = [
+        f"{name}: client{'s' if len(gone) > 1 else ''} {', '.join(map(str, gone))}"
+        for name, gone in evidence.missing.items()
+    ]
+    return "; ".join(parts) or "everybody answered every question"

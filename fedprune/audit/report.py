@@ -15,6 +15,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from fedprune.audit import _wording as say
+from fedprune.audit._deployed import Deployment
 from fedprune.audit._evaluators import audit_section, fairness_section, robustness_section
 from fedprune.audit._opening import opening
 from fedprune.audit._page import Note, Section
@@ -35,6 +36,7 @@ def render(
     tables: Mapping[str, Any] | None = None,
     audit: Mapping[str, Any] | None = None,
     layout: Mapping[str, Any] | None = None,
+    deployment: Deployment | None = None,
 ) -> str:
     """Write a run's report.
 
@@ -47,6 +49,7 @@ def render(
         audit: the content of `audit.json`: `findings`, each {part, claim, holds, detail}, and
             sentences in `unseen`.
         layout: the content of `layout.json`; its `groups` name the layers in the plot of votes.
+        deployment: what the receipts of a deployed run show.
 
     Returns:
         One HTML document.
@@ -56,14 +59,17 @@ def render(
         accuracy_section(summary),
         removed_section(summary, votes, layout),
         cost_section(summary),
-        privacy_section(summary),
+        privacy_section(summary, deployment),
         fairness_section(summary, tables),
         robustness_section(summary),
         *([] if checks is None else [checks]),
         run_section(summary, events),
     ]
     return _template().render(
-        opening=opening(summary), sections=sections, alarms=_alarms(sections), svg=Markup
+        opening=opening(summary, deployment),
+        sections=sections,
+        alarms=_alarms(sections),
+        svg=Markup,
     )
 
 

@@ -1,9 +1,12 @@
 """Data sets, their division over clients, and the groups that fairness is measured by."""
 
-from fedprune.data.catalogue import DATASETS, load
+from fedprune.data.arrays import from_arrays
+from fedprune.data.catalogue import DATASETS, Loader, load
+from fedprune.data.groups import GroupColumn
 from fedprune.data.holdout import validation
 from fedprune.data.partition import PARTITIONS, Assignment, Federation, partition
-from fedprune.data.rows import Dataset, GroupColumn, Rows, Scaling
+from fedprune.data.rows import Dataset, Rows, Scaling
+from fedprune.data.schema import Schema
 
 __all__ = [
     "DATASETS",
@@ -12,8 +15,11 @@ __all__ = [
     "Dataset",
     "Federation",
     "GroupColumn",
+    "Loader",
     "Rows",
     "Scaling",
+    "Schema",
+    "from_arrays",
     "load",
     "partition",
     "validation",

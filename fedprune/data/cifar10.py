@@ -9,7 +9,8 @@ import numpy as np
 
 from fedprune.data import files
 from fedprune.data.batches import read_batch
-from fedprune.data.rows import Dataset, GroupColumn, Rows, Scaling
+from fedprune.data.groups import GroupColumn
+from fedprune.data.rows import Dataset, Rows, Scaling
 
 FOLDER = "cifar-10-batches-py"
 SOURCE = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz and unpack it there"

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
+from fedprune.data.groups import GroupColumn
 from fedprune.data.holdout import hold_out
-from fedprune.data.rows import Dataset, GroupColumn, Rows, Scaling
+from fedprune.data.rows import Dataset, Rows, Scaling
 from fedprune.randomness import SimulationRandomness
 
 DARKEST = 16.0  # a stored pixel counts the dark bits of a 4x4 block: 0 to 16
@@ -25,7 +26,7 @@ def digits(root: str | Path, *, seed: int) -> Dataset:  # noqa: ARG001 - all loa
         scaling=Scaling(divisor=DARKEST),
         groups={"class": GroupColumn(labels, CLASS_NAMES)},
     )
-    train, test = hold_out(rows, SimulationRandomness(seed).stream("hold out", "digits").generator)
+    train, test = hold_out(rows, SimulationRandomness(seed).stream("hold out", "digits"))
     return Dataset(
         name="digits",
         num_classes=10,

@@ -31,6 +31,22 @@ def require(root: str | Path, names: Sequence[str], *, dataset: str, source: str
     return paths
 
 
+def require_any(root: str | Path, names: Sequence[str], *, dataset: str, source: str) -> list[Path]:
+    """Give the paths of those of the files `names` that are under `root`: at least one.
+
+    Raises:
+        DataError: if none is there.
+    """
+    folder = Path(root).expanduser()
+    paths = [path for path in (folder / name for name in names) if path.is_file()]
+    if not paths:
+        raise DataError(
+            f"dataset {dataset!r} needs one of {', '.join(names)} under data.root = "
+            f"{str(root)!r}; get them from {source}"
+        )
+    return paths
+
+
 def read_text(path: Path) -> str:
     """Read a text file.
 

@@ -6,19 +6,23 @@ such measurements take in adults. Values outside a range are clipped to its ends
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fedprune.data import files
-from fedprune.data.holdout import hold_out
-from fedprune.data.rows import Dataset, GroupColumn, Index, Rows
+from fedprune.data.groups import GroupColumn
+from fedprune.data.holdout import hold_out_by_site
+from fedprune.data.rows import Dataset, Index, Rows
 from fedprune.data.tables import MISSING, Categorical, Column, Numeric, encode_row, feature_names
 from fedprune.errors import DataError
 from fedprune.randomness import SimulationRandomness
 
 SOURCE = "https://archive.ics.uci.edu/dataset/45/heart+disease"
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
+FILE_NAMES = tuple(f"processed.{hospital}.data" for hospital in HOSPITALS)
+FILES = tuple(f"heart/{name}" for name in FILE_NAMES)
 CLASS_NAMES = ("no disease", "disease")
 SEX_NAMES = ("female", "male")
 AGE_BANDS = ("under 50", "50 to 59", "60 and over")
@@ -52,12 +56,27 @@ def heart(root: str | Path, *, seed: int) -> Dataset:
     Raises:
         DataError: if files are missing or a line does not fit the documented columns.
     """
-    names = [f"heart/processed.{hospital}.data" for hospital in HOSPITALS]
-    paths = files.require(root, names, dataset="heart", source=SOURCE)
-    tables = [_read(path) for path in paths]
-    sites = np.repeat(np.arange(len(tables), dtype=np.int64), [len(table) for table in tables])
-    rows = _rows([patient for table in tables for patient in table], sites)
-    train, test = hold_out(rows, SimulationRandomness(seed).stream("hold out", "heart").generator)
+    return _load(files.require(root, FILES, dataset="heart", source=SOURCE), seed)
+
+
+def own_heart(root: str | Path, *, seed: int) -> Dataset:
+    """Load the patients of whichever hospitals have their file under `root`.
+
+    Sites keep their codes and names, and every hospital holds out the patients that it holds out
+    among all four.
+
+    Raises:
+        DataError: if there is no file of any hospital, or a line does not fit.
+    """
+    return _load(files.require_any(root, FILES, dataset="heart", source=SOURCE), seed)
+
+
+def _load(paths: Sequence[Path], seed: int) -> Dataset:
+    tables = {FILE_NAMES.index(path.name): _read(path) for path in paths}
+    sites = np.repeat(list(tables), [len(table) for table in tables.values()]).astype(np.int64)
+    rows = _rows([patient for table in tables.values() for patient in table], sites)
+    randomness = SimulationRandomness(seed).stream("hold out", "heart")
+    train, test = hold_out_by_site(rows, HOSPITALS, randomness)
     return Dataset(
         name="heart",
         num_classes=2,

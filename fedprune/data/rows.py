@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedprune.data.groups import GroupColumn, attributes, cross
+from fedprune.data.schema import Schema
 from fedprune.errors import DataError
 
 Index = NDArray[np.int64]
@@ -38,14 +40,6 @@ class Scaling:
 
 
 @dataclass(frozen=True, eq=False)
-class GroupColumn:
-    """One attribute of every row: `codes` [n] int64 index into `names`."""
-
-    codes: Index
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
 class Rows:
     """Rows of one split.
 
@@ -69,8 +63,8 @@ class Rows:
         Raises:
             DataError: if one has not.
         """
-        columns = {f"group {name}": column.codes for name, column in self.groups.items()}
-        columns["labels"] = self.labels
+        columns = {"labels": self.labels}
+        columns |= {f"group {name}": column.codes for name, column in self.groups.items()}
         if self.sites is not None:
             columns["sites"] = self.sites
         for name, column in columns.items():
@@ -93,14 +87,17 @@ class Rows:
         return torch.from_numpy(np.array(self.labels[index]))
 
     def group(self, name: str) -> GroupColumn:
-        """Give the column of one attribute.
+        """Give the column of one attribute, or of several crossed, as in "sex x race".
+
+        A crossing has every combination of the attributes' names, also those without rows.
 
         Raises:
-            DataError: if the data have no such attribute.
+            DataError: if the data have no such attribute or the groups would be too many.
         """
-        if name not in self.groups:
-            raise DataError(f"data.groups must be one of {', '.join(self.groups)}, got {name!r}")
-        return self.groups[name]
+        asked = attributes(name, {known: column.names for known, column in self.groups.items()})
+        if len(asked) == 1:
+            return self.groups[asked[0]]
+        return cross([self.groups[attribute] for attribute in asked])
 
     def take(self, index: Index) -> Rows:
         """Copy the rows at `index` [m] into rows of their own, in that order."""
@@ -140,21 +137,54 @@ class Dataset:
         """Check both parts against the data set's description.
 
         Raises:
-            DataError: if there are no training rows, or labels or shapes do not fit.
+            DataError: if there are no training rows, or labels, shapes or groups do not fit.
         """
         if len(self.train) == 0:
             raise DataError(f"dataset {self.name!r} has no training rows")
         for part, rows in (("train", self.train), ("test", self.test)):
-            if rows.stored.shape[1:] != self.input_shape:
-                raise DataError(
-                    f"{part} inputs of dataset {self.name!r} have shape "
-                    f"{list(rows.stored.shape[1:])}, not {list(self.input_shape)}"
-                )
-            _check_range(f"{part} labels of dataset {self.name!r}", rows.labels, self.num_classes)
-            if rows.sites is not None:
-                _check_range(
-                    f"{part} sites of dataset {self.name!r}", rows.sites, len(self.site_names)
-                )
+            self._check_part(part, rows)
+        groups = [
+            {name: tuple(column.names) for name, column in rows.groups.items()}
+            for rows in (self.train, self.test)
+        ]
+        if groups[0] != groups[1]:
+            raise DataError(
+                f"train and test rows of dataset {self.name!r} must have the same groups, "
+                f"got {_in_words(groups[0])} and {_in_words(groups[1])}"
+            )
+
+    @property
+    def schema(self) -> Schema:
+        """What is public about the data: enough for a server that has no rows.
+
+        Raises:
+            DataError: if there are more classes or groups, or longer names, than a schema holds.
+        """
+        return Schema(
+            num_classes=self.num_classes,
+            input_shape=self.input_shape,
+            input_unit=self.input_unit,
+            input_std=self.input_std,
+            groups={name: column.names for name, column in self.train.groups.items()},
+        )
+
+    def _check_part(self, part: str, rows: Rows) -> None:
+        if rows.stored.shape[1:] != self.input_shape:
+            raise DataError(
+                f"{part} inputs of dataset {self.name!r} have shape "
+                f"{list(rows.stored.shape[1:])}, not {list(self.input_shape)}"
+            )
+        of = f"of dataset {self.name!r}"
+        _check_range(f"{part} labels {of}", rows.labels, self.num_classes)
+        if rows.sites is not None:
+            _check_range(f"{part} sites {of}", rows.sites, len(self.site_names))
+        for name, column in rows.groups.items():
+            _check_range(f"{part} codes of group {name} {of}", column.codes, len(column.names))
+
+
+def _in_words(groups: Mapping[str, tuple[str, ...]]) -> str:
+    described = [f"{name} ({', '.join(names)})" for name, names in groups.items()]
+    return "; ".join(described) or "none"
 
 
 def _check_range(what: str, codes: Index, count: int) -> None:

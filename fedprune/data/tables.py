@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedprune.errors import DataError
 
@@ -16,7 +19,8 @@ UNKNOWN_LEVEL = 0.5  # stands for a missing number; the indicator beside it says
 class Numeric:
     """A number, mapped from the public range [low, high] to [0, 1] and clipped there.
 
-    If it may be missing, a second input is 1 where it is and the first then says 0.5.
+    If it may be missing, a second input is 1 where it is and the first then says 0.5. On a
+    logarithmic scale it is log(1 + value - low) that is mapped: for amounts of money and the like.
     """
 
     name: str
@@ -25,6 +29,7 @@ class Numeric:
     unit: str
     may_miss: bool = True
     zero_is_missing: bool = False
+    logarithmic: bool = False
 
     def features(self) -> tuple[str, ...]:
         """Name the inputs that this column becomes."""
@@ -42,8 +47,12 @@ class Numeric:
             raise ValueError(f"{self.name} must be known ({self.unit})")
         level = UNKNOWN_LEVEL
         if value is not None and not missing:
-            level = min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
+            level = self._level(value)
         return [level, float(missing)] if self.may_miss else [level]
+
+    def _level(self, value: float) -> float:
+        above, width = min(max(value, self.low), self.high) - self.low, self.high - self.low
+        return math.log1p(above) / math.log1p(width) if self.logarithmic else above / width
 
     def _number(self, cell: str) -> float | None:
         if cell == MISSING:
@@ -114,3 +123,42 @@ def encode_row(columns: Sequence[Column], cells: Sequence[str], where: str) -> l
         except ValueError as error:
             raise DataError(f"{error}, got {cell!r} ({where})") from None
     return encoded
+
+
+def encode_rows(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], wheres: Sequence[str]
+) -> NDArray[np.float32]:
+    """Encode many rows as `encode_row` does each, working every different cell out once.
+
+    Args:
+        columns: what each cell of a row means.
+        rows: [n] rows of one text a column.
+        wheres: [n] file and line of each row, for error messages.
+
+    Returns:
+        [n, features] float32 in [0, 1].
+
+    Raises:
+        DataError: naming a cell that does not fit its column.
+    """
+    parts = [_encode_column(column, cells, wheres) for column, cells in _by_column(columns, rows)]
+    return np.concatenate(parts, axis=1)
+
+
+def _by_column(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]]
+) -> Iterator[tuple[Column, list[str]]]:
+    for place, column in enumerate(columns):
+        yield column, [row[place] for row in rows]
+
+
+def _encode_column(
+    column: Column, cells: Sequence[str], wheres: Sequence[str]
+) -> NDArray[np.float32]:
+    encoded: dict[str, list[float]] = {}
+    for cell, where in zip(cells, wheres, strict=True):
+        if cell not in encoded:
+            encoded[cell] = encode_row([column], [cell], where)
+    place = {cell: number for number, cell in enumerate(encoded)}
+    levels = np.array(list(encoded.values()), dtype=np.float32)
+    return levels.reshape(-1, len(column.features()))[[place[cell] for cell in cells]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from flwr.app import RecordDict
 from torch import Tensor
 
 from fedprune.federated.experiment import Experiment, Held, JsonDict
@@ -81,19 +82,27 @@ def _round(
     chosen = min(train.clients_per_round, len(experiment.clients))
     generator = experiment.generator("participants", round_name)
     participants = sorted(generator.permutation(len(experiment.clients))[:chosen].tolist())
-    weights, loss = average(experiment, question, participants)
-    return held.architecture, weights, {"loss": loss, "clients": len(participants)}
+    weights, loss, count = average(experiment, question, participants)
+    return held.architecture, weights, {"loss": loss, "clients": count}
 
 
 def average(
     experiment: Experiment, question: Question, participants: Sequence[int]
-) -> tuple[Tensor, float]:
-    """Average the participants' weights by their rows, summed in float64 in partition order."""
-    total = torch.zeros(question.weights.numel(), dtype=torch.float64)
+) -> tuple[Tensor, float, int]:
+    """Average the answers' weights by their rows, summed in float64 in partition order."""
+    size = question.weights.numel()
+
+    def read(client: int, answer: RecordDict) -> tuple[float, Tensor, float]:
+        del client
+        rows = answer_number(answer, "rows", least=1)
+        return rows, answer_weights(answer, size), answer_number(answer, "loss")
+
+    total = torch.zeros(size, dtype=torch.float64)
     rows = loss = 0.0
-    for _, answer in experiment.conversation.ask("train", question, participants, ""):
-        count = answer_number(answer, "rows", least=1)
-        total += count * answer_weights(answer, total.numel()).double()
-        rows += count
-        loss += count * answer_number(answer, "loss")
-    return (total / rows).float(), loss / rows
+    count = 0
+    for _, (own, weights, own_loss) in experiment.ask("train", question, participants, "", read):
+        total += own * weights.double()
+        rows += own
+        loss += own * own_loss
+        count += 1
+    return (total / rows).float(), loss / rows, count

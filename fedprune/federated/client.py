@@ -7,11 +7,13 @@ come from one batched pass and the ledger writes in batches. Both paths are the 
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from fractions import Fraction
 from typing import TypeAlias
 
 import numpy as np
@@ -22,15 +24,32 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedprune import fairness, pruning
-from fedprune.errors import FederationError, FedpruneError, LayoutMismatchError
+from fedprune.config import Scalar
+from fedprune.errors import (
+    ConfigError,
+    FederationError,
+    FedpruneError,
+    LayoutMismatchError,
+    PrivacyError,
+)
+from fedprune.federated import introduction
+from fedprune.federated.introduction import Introduction
 from fedprune.federated.messages import Question, answer_content
-from fedprune.federated.station import RowSource, Station, station_of
+from fedprune.federated.node_settings import client_number
+from fedprune.federated.opening import station_of
+from fedprune.federated.process import is_simulated
+from fedprune.federated.station import RowSource, Station
 from fedprune.federated.training import LocalTraining, train_locally
 from fedprune.privacy import Entry, Granted, Memoised, ThresholdResponse
 from fedprune.privacy.accounting import REPLACEMENT, UNPROTECTED
+from fedprune.privacy.chain import SENT, STORED
 from fedprune.runs import load_weights_vector, weights_vector
 
 ANSWER_ERROR = 1  # code of a Flower error whose reason is one sentence for people
+
+# What these say follows from the question, the ledger and the node's settings, never from rows.
+_FREE_OF_DATA = (PrivacyError, FederationError, LayoutMismatchError, ConfigError)
+_LOG = logging.getLogger(__name__)
 
 Outcome: TypeAlias = RecordDict | FedpruneError
 Answerer: TypeAlias = Callable[[Station, Question, Sequence[int]], list[Outcome]]
@@ -56,15 +75,16 @@ def answer_train(station: Station, question: Question, clients: Sequence[int]) -
         load_weights_vector(model, question.weights)
         source = RowSource(station.dataset.train, station.index(client, "train"))
         inputs, labels = source.batch(0, len(source))
-        order = station.generator("train", question.round, client)
+        order = station.generator(question, "train", question.round, client)
         try:
             loss = train_locally(model, inputs, labels, how, order)
         except FedpruneError as error:
             return error
-        fields = {"loss": loss, "rows": len(labels)}
+        fields = {"loss": loss, "rows": len(labels), "receipt": receipts[client]}
         return answer_content(client, fields, weights_vector(model))
 
-    _record_unprotected(station, question, clients, "model-update")
+    signed = _record_unprotected(station, question, clients, "model-update")
+    receipts = dict(zip(clients, signed, strict=True))
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(max_workers=min(len(clients), os.cpu_count() or 1)) as pool:
         outcomes = list(pool.map(train_one, clients))
@@ -87,16 +107,16 @@ def answer_report(station: Station, question: Question, clients: Sequence[int]) 
     if todo:
         asked = [clients[i] for i in todo]
         masks = _masks_or_nothing(station, question, asked, mechanism.num_units, select)
-        sources = [station.randomness("report", question.round, client) for client in asked]
+        sources = [station.randomness(question, "report", question.round, client) for client in asked]
         drawn = [bytes(report) for report in mechanism.randomize_many(masks, sources)]
         station.ledger.store_many([(entries[i], drawn[k]) for k, i in enumerate(todo)])
         for k, i in enumerate(todo):
             answers[i] = Memoised(drawn[k])
     return [
-        answer_content(client, {"report": answer.report, "epsilon": mechanism.epsilon})
+        _report_answer(station, question, entry, answer.report)
         if isinstance(answer, Memoised)
         else _refusal(answer)
-        for client, answer in zip(clients, answers, strict=True)
+        for entry, answer in zip(entries, answers, strict=True)
     ]
 
 
@@ -119,9 +139,9 @@ def answer_masks(station: Station, question: Question, clients: Sequence[int]) -
 
 def answer_evaluate(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
     """Send count tables: group x dense right or wrong x pruned right or wrong."""
-    policy = station.config.evaluate.tables
-    if policy != "unprotected":
-        station.simulation_only(f"to send count tables under evaluate.tables = {policy!r}")
+    if station.node is not None and station.node.tables != "unprotected":
+        station.simulation_only(f"to send count tables: its own tables = {station.node.tables!r}")
+    recorded = station.node is not None or question.text("tables") == "unprotected"
     split, group = question.text("split"), question.text("groups")
     places, owners = station.cohort_index(clients, split)
     column = station.rows(split).group(group)
@@ -135,10 +155,13 @@ def answer_evaluate(station: Station, question: Question, clients: Sequence[int]
             len(clients),
             len(column.names),
         )
-    if policy == "unprotected":
-        _record_unprotected(station, question, clients, "count-table")
+    receipts = [""] * len(clients)
+    if recorded:
+        receipts = _record_unprotected(station, question, clients, "count-table")
     return [
-        answer_content(client, {"table": tables[i].astype("<i8").tobytes()})
+        answer_content(
+            client, {"table": tables[i].astype("<i8").tobytes(), "receipt": receipts[i]}
+        )
         for i, client in enumerate(clients)
     ]
 
@@ -168,29 +191,68 @@ ANSWERERS: Mapping[str, Answerer] = {
 }
 
 
+def answer_introduction(contexts: Sequence[Context]) -> list[Outcome]:
+    """Say who each client is and what its data look like; nothing here depends on its rows."""
+    outcomes: list[Outcome] = []
+    for context in contexts:
+        station = station_of(context.run_config, context.node_config, context.run_id)
+        client, node = client_number(context.node_config), station.node
+        if node is None or station.signing_key is None:
+            rows = len(station.index(client, "test"))
+            found = Introduction(client, True, station.dataset.schema, test_rows=rows)
+        else:
+            left = Fraction(node.epsilon) - station.ledger.spent(str(client))
+            key = station.signing_key.public
+            found = Introduction(
+                client, False, station.dataset.schema, epsilon_left=float(left), public_key=key
+            )
+        outcomes.append(found.to_content())
+    return outcomes
+
+
 def answer_cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
     """Answer messages that share one type and one content, each for its own client.
 
-    An error that a person can act on becomes an error reply with its sentence; a bug is raised.
+    An error that a person can act on becomes an error reply with its sentence; a bug is raised,
+    save on a deployed client, whose replies say nothing that might depend on its data.
     """
-    replies: list[Message] = []
     try:
-        station = station_of(contexts[0].run_config, contexts[0].node_config)
-        question = Question.from_content(messages[0].content)
-        if question.counterfactual:
-            station.simulation_only("a counterfactual question")
-        clients = [_partition(context) for context in contexts]
-        answerer = ANSWERERS[messages[0].metadata.message_type]
-        outcomes = answerer(station, question, clients)
+        outcomes = _outcomes(messages[0], contexts)
     except FedpruneError as error:
         outcomes = [error] * len(messages)
+    except Exception as error:
+        if is_simulated():
+            raise
+        outcomes = [error] * len(messages)
+    replies: list[Message] = []
     for message, outcome in zip(messages, outcomes, strict=True):
-        if isinstance(outcome, FedpruneError):
-            failure = Error(ANSWER_ERROR, f"{type(outcome).__name__}: {outcome}")
+        if isinstance(outcome, Exception):
+            failure = Error(ANSWER_ERROR, _sayable(outcome))
             replies.append(Message(failure, reply_to=message))
         else:
             replies.append(Message(outcome, reply_to=message))
     return replies
+
+
+def _outcomes(message: Message, contexts: Sequence[Context]) -> Sequence[RecordDict | Exception]:
+    kind = message.metadata.message_type
+    if kind == introduction.KIND:
+        introduction.check_introduction_question(message.content)
+        return answer_introduction(contexts)
+    question = Question.from_content(message.content)
+    first = contexts[0]
+    station = station_of(first.run_config, first.node_config, first.run_id)
+    station.admit(question)
+    clients = [client_number(context.node_config) for context in contexts]
+    return ANSWERERS[kind](station, question, clients)
+
+
+def _sayable(error: Exception) -> str:
+    """Put an error into a reply; a deployed client keeps what might tell of its data to itself."""
+    if is_simulated() or isinstance(error, _FREE_OF_DATA):
+        return f"{type(error).__name__}: {error}"
+    _LOG.error("this client could not answer", exc_info=error)
+    return f"{type(error).__name__}: this client could not answer; its own log says why"
 
 
 def _answer_one(message: Message, context: Context) -> Message:
@@ -202,7 +264,7 @@ def make_client_app() -> ClientApp:
     app = ClientApp()
     app.train()(_answer_one)
     app.evaluate()(_answer_one)
-    for kind in ANSWERERS:
+    for kind in (introduction.KIND, *ANSWERERS):
         if kind.startswith("query."):
             app.query(kind.removeprefix("query."))(_answer_one)
     return app
@@ -214,11 +276,16 @@ app = make_client_app()
 # Parts of the answers.
 
 
-def _partition(context: Context) -> int:
-    value = context.node_config.get("partition-id")
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise FederationError(f"node config needs a whole number partition-id, got {value!r}")
-    return value
+def _report_answer(
+    station: Station, question: Question, entry: Entry, report: bytes
+) -> RecordDict:
+    fields: dict[str, Scalar | bytes] = {
+        "report": report,
+        "epsilon": entry.epsilon,
+        "fingerprint": question.text("fingerprint"),
+        "receipt": _receipt(station, replace(entry, stage=STORED, report=report)),
+    }
+    return answer_content(int(entry.client), fields)
 
 
 def _refusal(answer: object) -> FedpruneError:
@@ -287,17 +354,19 @@ def _masks_or_nothing(
 ) -> NDArray[np.bool_]:
     try:
         return select(station.scores(question, clients))
-    except FedpruneError:
+    except Exception as error:
         if station.simulated:  # nobody's data are at stake: say what is wrong
             raise
+        _LOG.error("scoring failed; the report is drawn from an empty mask", exc_info=error)
         return np.zeros((len(clients), num_units), dtype=np.bool_)
 
 
 def _record_unprotected(
     station: Station, question: Question, clients: Sequence[int], kind: str
-) -> None:
+) -> list[str]:
+    """Write down what is sent without a guarantee; give each client's receipt."""
     if question.counterfactual and station.simulated:  # a baseline: nothing is sent for it
-        return
+        return [""] * len(clients)
     template = Entry(
         client="",
         run=question.run,
@@ -305,5 +374,15 @@ def _record_unprotected(
         kind=kind,
         question=question.digest,
         relation=UNPROTECTED,
+        stage=SENT,
     )
-    station.ledger.record_unprotected(replace(template, client=str(c)) for c in clients)
+    entries = [replace(template, client=str(client)) for client in clients]
+    station.ledger.record_unprotected(entries)
+    return [_receipt(station, entry) for entry in entries]
+
+
+def _receipt(station: Station, entry: Entry) -> str:
+    """Sign what the ledger has just written down; "" in a simulation, which has no keys."""
+    if station.signing_key is None:
+        return ""
+    return station.ledger.receipt(entry, station.signing_key).to_line()

@@ -1,77 +1,217 @@
-"""The server's end of the line: ask clients by partition, hear them in partition order."""
+"""The server's end of the line: ask clients by number, hear them in the order of their numbers.
+
+Nodes come and go in any order under ids of their own; who is which client is found out by asking
+each of them for an introduction. A phase goes on when a quorum of the clients asked has given a
+usable answer; who has not is remembered by name, with the reason.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedprune.errors import FederationError
-from fedprune.federated.messages import Question, content_bytes
+from fedprune.config import FederationConfig
+from fedprune.errors import FederationError, FedpruneError
+from fedprune.federated import introduction
+from fedprune.federated.exchange import exchange, wait_for_nodes
+from fedprune.federated.introduction import Introduction, agreed, introduction_question
+from fedprune.federated.messages import Question, check_sender
 from fedprune.progress import Reporter
+
+T = TypeVar("T")
+Read = Callable[[int, RecordDict], T]
+_NAMED = 5  # clients that one sentence names
 
 
 class Conversation:
-    """Questions to numbered clients over a Flower grid; it counts the bytes of each kind."""
+    """Questions to numbered clients over a Flower grid.
 
-    def __init__(self, grid: Grid, num_clients: int, reporter: Reporter) -> None:
-        """Take a grid whose nodes, in order, are the clients 0, 1, ...
+    Attributes:
+        num_clients: clients are numbered 0 to num_clients - 1.
+        introductions: what the clients that are there said of themselves.
+        simulated, schema: what they agree on.
+        missing: of every round, the clients without a usable answer, each with the reason.
+    """
+
+    def __init__(
+        self, grid: Grid, num_clients: int, waits: FederationConfig, reporter: Reporter
+    ) -> None:
+        """Wait for the nodes and ask who they are.
 
         Raises:
-            FederationError: if fewer nodes are there than clients are configured.
+            FederationError: if fewer clients than the quorum are there in time, two have one
+                number, or they disagree about what they are.
         """
-        self._grid, self._reporter = grid, reporter
-        self._nodes = list(grid.get_node_ids())
-        if len(self._nodes) < num_clients:
-            raise FederationError(
-                f"data.clients = {num_clients} clients are needed, {len(self._nodes)} are there"
-            )
-        self.up_bytes: dict[str, int] = {}
-        self.down_bytes: dict[str, int] = {}
+        self._grid, self._waits, self._reporter = grid, waits, reporter
+        self.num_clients = num_clients
+        self.introductions: dict[int, Introduction] = {}
+        self.missing: dict[str, dict[int, str]] = {}
+        self._nodes: dict[int, int] = {}
+        self._refused: dict[int, str] = {}
+        self._meet(wait_for_nodes(grid, num_clients, waits.join_seconds))
+        self._check_enough()
+        self.simulated, self.schema = agreed(self.introductions)
 
     def ask(
-        self, kind: str, question: Question, clients: Sequence[int], label: str
-    ) -> Iterator[tuple[int, RecordDict]]:
-        """Ask clients one question; yield (client, answer) in the order of `clients`.
+        self, kind: str, question: Question, clients: Sequence[int], label: str, read: Read[T]
+    ) -> Iterator[tuple[int, T]]:
+        """Ask clients one question; yield (client, what `read` made of its answer).
 
-        Progress is shown under `label`, if there is one.
+        Answers are yielded in the order of `clients`, which rises. Progress is shown under
+        `label`, if there is one.
 
         Raises:
-            FederationError: with the client's own sentence, if one answers with an error or
-                answers for another, or if answers are missing.
+            FedpruneError: if too few of the clients give an answer that `read` accepts; where one
+                client alone is to blame, its own error.
         """
-        content = question.to_content()
-        messages = (
-            self._grid.create_message(content, kind, self._nodes[client], question.round)
-            for client in clients
-        )
-        replies = iter(self._grid.send_and_receive(messages))
-        heard = 0
-        if label:
-            replies = self._reporter.track(replies, label, len(clients))
-        for reply in replies:
-            if heard == len(clients):
-                raise FederationError(f"more answers than questions came in round {question.round}")
-            answer = self._read(reply, clients[heard], question.round)
-            if heard == 0:
-                self.down_bytes[kind] = content_bytes(content)
-                self.up_bytes[kind] = content_bytes(answer)
-            yield clients[heard], answer
-            heard += 1
-        if heard < len(clients):
-            raise FederationError(
-                f"{len(clients) - heard} of {len(clients)} clients gave no answer in round "
-                f"{question.round}, the first of them client {clients[heard]}"
-            )
+        failures: dict[int, FedpruneError] = {}
+        allowed = len(clients) - needed(len(clients), self._waits.quorum)
+        held: dict[int, T] = {}
+        position = 0
+        for client, outcome in self._hear(kind, question, clients, label, read):
+            if isinstance(outcome, FedpruneError):
+                failures[client] = outcome
+                if len(failures) > allowed:
+                    break
+            else:
+                held[client] = outcome
+            while position < len(clients):
+                following = clients[position]
+                if following in held:
+                    yield following, held.pop(following)
+                elif following not in failures:
+                    break
+                position += 1
+        self._settle(question.round, clients, failures, allowed)
 
-    @staticmethod
-    def _read(reply: Message, client: int, round_name: str) -> RecordDict:
-        if reply.has_error():
+    def _hear(
+        self, kind: str, question: Question, clients: Sequence[int], label: str, read: Read[T]
+    ) -> Iterator[tuple[int, T | FedpruneError]]:
+        """Yield every client's outcome as it comes; those that stay silent come last."""
+        content = question.to_content()
+        there = self._connected(clients)
+        absent = [client for client in clients if client not in there]
+        for client in absent:
+            yield client, FederationError(f"client {client} is not connected")
+        reached = [client for client in clients if client in there]
+        messages = (
+            Message(content, self._nodes[client], kind, group_id=question.round)
+            for client in reached
+        )
+        silent = dict.fromkeys(reached)
+        heard = exchange(self._grid, messages, self._waits.deadline_seconds)
+        for position, reply in self._reporter.track(heard, label, len(reached)) if label else heard:
+            client = reached[position]
+            silent.pop(client, None)
+            try:
+                answer = _answer_of(reply, client, question.round)
+                found = read(client, answer)
+            except FedpruneError as error:
+                yield client, error
+                continue
+            yield client, found
+        for client in silent:
+            yield client, FederationError(f"client {client} gave no answer in time")
+
+    def _settle(
+        self,
+        round_name: str,
+        clients: Sequence[int],
+        failures: dict[int, FedpruneError],
+        allowed: int,
+    ) -> None:
+        """Remember who failed; stop where too few are left."""
+        if len(failures) > allowed:
+            if len(failures) == 1:
+                raise next(iter(failures.values()))
             raise FederationError(
-                f"client {client} answered round {round_name} with an error: {reply.error.reason}"
+                f"{len(failures)} of {len(clients)} clients gave no usable answer in round "
+                f"{round_name}, at most {allowed} may (federation.quorum = "
+                f"{self._waits.quorum:g}): {_sentences(failures)}"
             )
-        found = reply.content.config_records.get("answer", ConfigRecord()).get("client")
-        if found != client:
-            raise FederationError(f"client {found!r} answered a question put to client {client}")
-        return reply.content
+        if failures:
+            known = self.missing.setdefault(round_name, {})
+            known.update({client: str(error) for client, error in failures.items()})
+            self._reporter.say(f"{round_name}: goes on without {_sentences(failures)}")
+
+    def _connected(self, clients: Sequence[int]) -> set[int]:
+        """Which of the clients have a node that is connected; meets nodes that have come back."""
+        online = set(self._grid.get_node_ids())
+        if any(self._nodes.get(client) not in online for client in clients):
+            known = set(self._nodes.values()) | set(self._refused)
+            self._meet([node for node in online if node not in known])
+        return {client for client, node in self._nodes.items() if node in online}
+
+    def _meet(self, nodes: Sequence[int]) -> None:
+        """Ask nodes who they are."""
+        if not nodes:
+            return
+        content = introduction_question()
+        messages = (Message(content, node, introduction.KIND, group_id="hello") for node in nodes)
+        deadline = self._waits.deadline_seconds
+        for position, reply in exchange(self._grid, messages, deadline):
+            try:
+                if reply.has_error():
+                    raise FederationError(reply.error.reason)
+                self._accept(nodes[position], Introduction.from_content(reply.content))
+            except FedpruneError as error:
+                self._refused[nodes[position]] = str(error)
+
+    def _accept(self, node: int, found: Introduction) -> None:
+        if found.client >= self.num_clients:
+            raise FederationError(
+                f"a client says it is number {found.client}; numbers go from 0 to "
+                f"{self.num_clients - 1} (data.clients = {self.num_clients})"
+            )
+        other = self._nodes.get(found.client)
+        if other is not None and other in set(self._grid.get_node_ids()):
+            raise FederationError(f"two nodes say that they are client {found.client}")
+        known = self.introductions.get(found.client)
+        if known is not None and known.public_key != found.public_key:
+            raise FederationError(f"client {found.client} came back with another signing key")
+        self.introductions[found.client] = found
+        self._nodes[found.client] = node
+
+    def _check_enough(self) -> None:
+        enough = needed(self.num_clients, self._waits.quorum)
+        if len(self.introductions) < enough:
+            why = "".join(f"; {reason}" for reason in list(self._refused.values())[:_NAMED])
+            raise FederationError(
+                f"data.clients = {self.num_clients} clients are needed (at least {enough}: "
+                f"federation.quorum = {self._waits.quorum:g}), {len(self.introductions)} are there"
+                f"{why}"
+            )
+        for reason in self._refused.values():
+            self._reporter.say(f"a node is left out: {reason}")
+
+
+def needed(asked: int, quorum: float) -> int:
+    """How many of the clients asked must answer: at least one."""
+    return max(1, math.ceil(quorum * asked - 1e-9))
+
+
+def _answer_of(reply: Message, client: int, round_name: str) -> RecordDict:
+    if reply.has_error():
+        raise FederationError(
+            f"client {client} answered round {round_name} with an error: {reply.error.reason}"
+        )
+    record = reply.content.config_records.get("answer", ConfigRecord())
+    check_sender(record, f"client {client}", "the server")
+    found = record.get("client")
+    if found != client:
+        raise FederationError(f"client {found!r} answered a question put to client {client}")
+    return reply.content
+
+
+def _sentences(failures: dict[int, FedpruneError]) -> str:
+    named = [
+        str(error) if f"client {client}" in str(error) else f"client {client}: {error}"
+        for client, error in list(failures.items())[:_NAMED]
+    ]
+    more = len(failures) - len(named)
+    return "; ".join(named) + (f"; and {more} more" if more > 0 else "")
+

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
+from flwr.app import RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,12 +18,13 @@ from fedprune.federated.messages import answer_bytes
 from fedprune.runs import fairness_of_tables, lipschitz_bounds
 
 Tables = NDArray[np.int64]
+Margins = NDArray[np.float64]
 _PAIR_CLIENTS = 1000  # whose training rows choose the pair of groups that is followed
 
 
 def accuracy_of(experiment: Experiment, held: Held, dense: Held, name: str) -> float | None:
     """Accuracy of a model over all clients' evaluation rows, as a phase of its own."""
-    if experiment.config.evaluate.tables == "off":
+    if not experiment.tables_wanted:
         return None
 
     def action() -> JsonDict:
@@ -45,12 +47,16 @@ def ask_tables(
     question = experiment.question(
         round_name,
         held,
-        {"split": split, "groups": experiment.config.data.groups},
+        {
+            "split": split,
+            "groups": experiment.config.data.groups,
+            "tables": experiment.config.evaluate.tables,
+        },
         reference=dense.weights,
     )
-    num_groups = len(experiment.dataset.test.group(experiment.config.data.groups).names)
-    found = []
-    for client, answer in experiment.conversation.ask("evaluate", question, clients, round_name):
+    num_groups = len(experiment.schema.group_names(experiment.config.data.groups))
+
+    def read(client: int, answer: RecordDict) -> Tables:
         raw = answer_bytes(answer, "table", "count table")
         table = np.frombuffer(raw[: len(raw) // 8 * 8], dtype="<i8")
         if len(raw) != 32 * num_groups or (table < 0).any():
@@ -58,13 +64,15 @@ def ask_tables(
                 f"client {client} sent a count table that is not {num_groups} x 2 x 2 counts in "
                 f"round {round_name}"
             )
-        found.append(table.reshape(num_groups, 2, 2))
-    return np.stack(found)
+        return table.reshape(num_groups, 2, 2)
+
+    heard = experiment.ask("evaluate", question, clients, round_name, read)
+    return np.stack([table for _, table in heard])
 
 
 def fairness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDict | None:
     """Tables of the final model, the pair to follow from training rows, gaps with intervals."""
-    if experiment.config.evaluate.tables == "off":
+    if not experiment.tables_wanted:
         return None
 
     def action() -> JsonDict:
@@ -72,10 +80,10 @@ def fairness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDict 
         order = experiment.generator("pair").permutation(len(experiment.clients))
         some = sorted(order[:_PAIR_CLIENTS].tolist())
         other = ask_tables(experiment, held, dense, "train", some, "pair-tables")
-        column = experiment.dataset.test.group(experiment.config.data.groups)
+        names = experiment.schema.group_names(experiment.config.data.groups)
         stored = {
             "group": experiment.config.data.groups,
-            "names": list(column.names),
+            "names": list(names),
             "seed": experiment.config.seed,
             "confidence": experiment.config.evaluate.confidence,
             "resamples": experiment.config.evaluate.resamples,
@@ -109,11 +117,11 @@ def robustness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDic
     """Lipschitz bounds of both models; in simulation also margins and certified accuracy."""
 
     def action() -> JsonDict:
-        std = experiment.dataset.input_std
+        std = experiment.schema.input_std
         found = lipschitz_bounds(experiment.folder, std)
         found["input_std"] = None if std is None else list(std)
-        found["input_unit"] = experiment.dataset.input_unit
-        if experiment.simulated and experiment.config.evaluate.tables != "off":
+        found["input_unit"] = experiment.schema.input_unit
+        if experiment.simulated and experiment.tables_wanted:
             margins = {
                 "dense": _margins(experiment, dense, "margins-dense"),
                 "pruned": _margins(experiment, held, "margins-pruned"),
@@ -126,18 +134,22 @@ def robustness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDic
 
 def _margins(experiment: Experiment, held: Held, round_name: str) -> Tensor:
     question = experiment.question(round_name, held, {}, counterfactual=True)
-    parts = []
-    clients = _certified_clients(experiment)
-    answers = experiment.conversation.ask("query.margins", question, clients, round_name)
-    for _, answer in answers:
+
+    def read(client: int, answer: RecordDict) -> Margins:
+        del client
         raw = answer_bytes(answer, "margins", "margins")
-        parts.append(np.frombuffer(raw, dtype="<f8"))
-    return torch.from_numpy(np.concatenate(parts).astype(np.float64))
+        return np.frombuffer(raw, dtype="<f8").astype(np.float64)
+
+    clients = _certified_clients(experiment)
+    heard = experiment.ask("query.margins", question, clients, round_name, read)
+    return torch.from_numpy(np.concatenate([margins for _, margins in heard]))
 
 
 def _certified_clients(experiment: Experiment) -> list[int]:
     """Sample whole clients until they have about `evaluate.certified_rows` rows together."""
-    wanted = experiment.config.evaluate.certified_rows / max(1, len(experiment.dataset.test))
+    said = experiment.conversation.introductions.values()
+    rows = sum(one.test_rows or 0 for one in said)
+    wanted = experiment.config.evaluate.certified_rows / max(1, rows)
     count = min(len(experiment.clients), math.ceil(wanted * len(experiment.clients)))
     order = experiment.generator("certified").permutation(len(experiment.clients))
     return sorted(order[:count].tolist())

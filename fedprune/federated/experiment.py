@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from flwr.app import RecordDict
 from torch import Tensor, nn
 
 from fedprune.config import Config, Scalar
-from fedprune.data import Dataset
-from fedprune.federated.conversation import Conversation
+from fedprune.data import Schema
+from fedprune.federated.conversation import Conversation, Read
 from fedprune.federated.messages import Question
+from fedprune.federated.receipts import ReceiptBook
 from fedprune.federated.station import model_of
 from fedprune.privacy import Ledger
 from fedprune.progress import Reporter
 from fedprune.pruning import UnitLayout
 from fedprune.randomness import SimulationRandomness
-from fedprune.runs import Architecture, RunFolder, run_id, weights_vector
+from fedprune.runs import Architecture, RunFolder, receipts_head, run_id, weights_vector
 
 JsonDict = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass
@@ -91,14 +95,34 @@ class Experiment:
     folder: RunFolder
     conversation: Conversation
     reporter: Reporter
-    dataset: Dataset
-    simulated: bool
     _executed: set[str] = field(default_factory=set)
 
     @property
+    def simulated(self) -> bool:
+        """Whether the clients are simulated: what all of them said."""
+        return self.conversation.simulated
+
+    @property
+    def schema(self) -> Schema:
+        """What the clients' data look like."""
+        return self.conversation.schema
+
+    @property
+    def tables_wanted(self) -> bool:
+        """Whether clients are asked for count tables."""
+        wanted = self.config.evaluate.tables
+        return wanted == "unprotected" or (wanted == "simulation-only" and self.simulated)
+
+    @property
     def run_id(self) -> str:
-        """Name of the run in ledgers: a digest of its configuration, the same after a resume."""
-        return run_id(self.config)
+        """Name of the run in ledgers, the same after a resume.
+
+        In a simulation a digest of its configuration. Deployed clients train with randomness of
+        their own, so that no two runs ask the same: there a nonce is added.
+        """
+        for event in self.folder.events()[:1]:
+            return str(event["result"]["run"])
+        return run_id(self.config) + ("" if self.simulated else f"-{secrets.token_hex(4)}")
 
     @property
     def clients(self) -> list[int]:
@@ -116,7 +140,7 @@ class Experiment:
             self._executed.add(name)
             return action()
 
-        result = self.folder.phase(name, remembered, extra=self._ledger_head)
+        result = self.folder.phase(name, remembered, extra=self._circumstances)
         if say and name in self._executed:
             self.reporter.say(say.format(**result))
         return result
@@ -153,16 +177,47 @@ class Experiment:
             settings,
             reference,
             counterfactual,
+            seed=self.config.seed if self.simulated else None,
         )
 
-    def _ledger_head(self) -> JsonDict:
-        """Where the ledger stands when a phase ends: what makes a later rollback visible."""
+    def ask(
+        self, kind: str, question: Question, clients: Sequence[int], label: str, read: Read[T]
+    ) -> Iterator[tuple[int, T]]:
+        """Ask as `Conversation.ask` does; from deployed clients every answer needs its receipt.
+
+        The receipt of an answer is on disk before the answer is used.
+        """
+        if self.simulated:
+            yield from self.conversation.ask(kind, question, clients, label, read)
+            return
+        book = ReceiptBook(self.folder, self.conversation.introductions)
+
+        def with_receipt(client: int, answer: RecordDict) -> tuple[str, T]:
+            return book.check(kind, question, client, answer), read(client, answer)
+
+        heard = self.conversation.ask(kind, question, clients, label, with_receipt)
+        for client, (line, found) in heard:
+            if line:
+                book.keep(line)
+            yield client, found
+
+    def _circumstances(self) -> JsonDict:
+        """What an event says beside its result.
+
+        Where the ledger (or the file of receipts) stands, which makes a later rollback visible,
+        and who was missing in the phase's rounds, if anybody was.
+        """
+        missing = {
+            name: sorted(clients) for name, clients in sorted(self.conversation.missing.items())
+        }
+        named: JsonDict = {"missing": missing} if missing else {}
+        self.conversation.missing.clear()
         path = self.folder.path / "ledger.sqlite"
         if not path.exists():
-            return {}
+            return named | receipts_head(self.folder)
         with Ledger.open(path) as ledger:
             rows, head = ledger.head
-        return {"ledger_rows": rows, "ledger_head": head}
+        return named | {"ledger_rows": rows, "ledger_head": head}
 
 
 def _file_name(phase: str) -> str:

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from fedprune.config import Scalar
 from fedprune.errors import FederationError
+from fedprune.federated.package import package_hash, package_name
 from fedprune.runs import Architecture
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,7 @@ class Question:
         settings: numbers and names that the task needs.
         reference: [size] float32 state of the dense model, where it is compared with.
         counterfactual: True for what exists in simulation only (baselines).
+        seed: what simulated clients draw from; a deployed client refuses a question that has one.
     """
 
     run: str
@@ -46,17 +48,20 @@ class Question:
     settings: Mapping[str, Scalar] = field(default_factory=dict)
     reference: Tensor | None = None
     counterfactual: bool = False
+    seed: int | None = None
 
     def to_content(self) -> RecordDict:
         """Write as Flower records."""
         task: dict[str, ConfigRecordValues] = {
-            "schema": SCHEMA,
+            **sender(),
             "run": self.run,
             "round": self.round,
             "architecture": self.architecture.to_json(),
             "settings": json.dumps(dict(self.settings), sort_keys=True),
             "counterfactual": self.counterfactual,
         }
+        if self.seed is not None:
+            task["seed"] = self.seed
         arrays = {"weights": _to_array(self.weights)}
         if self.reference is not None:
             arrays["reference"] = _to_array(self.reference)
@@ -67,17 +72,13 @@ class Question:
         """Read what `to_content` wrote.
 
         Raises:
-            FederationError: if the records have another schema or lack a part.
+            FederationError: if the records come from another version of fedprune or lack a part.
         """
         try:
             task = content.config_records["question"]
+            check_sender(task, "the server", "this client")
             arrays = content.array_records["arrays"]
-            schema = task["schema"]
-            if schema != SCHEMA:
-                raise FederationError(
-                    f"the server speaks message schema {schema!r}, this client speaks {SCHEMA}; "
-                    "install the same version of fedprune on both sides"
-                )
+            seed = task.get("seed")
             return Question(
                 run=str(task["run"]),
                 round=str(task["round"]),
@@ -86,6 +87,7 @@ class Question:
                 settings=json.loads(str(task["settings"])),
                 reference=_from_array(arrays["reference"]) if "reference" in arrays else None,
                 counterfactual=bool(task["counterfactual"]),
+                seed=None if seed is None else int(str(seed)),
             )
         except (KeyError, ValueError) as error:
             raise FederationError(f"the server's question cannot be read: {error!r}") from None
@@ -98,7 +100,7 @@ class Question:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything that was asked."""
-        parts = [self.run, self.round, self.model_digest, str(self.counterfactual)]
+        parts = [self.run, self.round, self.model_digest, str(self.counterfactual), str(self.seed)]
         parts.append(json.dumps(dict(self.settings), sort_keys=True))
         if self.reference is not None:
             parts.append(model_digest(self.architecture, self.reference))
@@ -140,6 +142,25 @@ class Question:
         return value
 
 
+def sender() -> dict[str, ConfigRecordValues]:
+    """Say which schema and source a message comes from."""
+    return {"schema": SCHEMA, "package": package_hash(), "version": package_name()}
+
+
+def check_sender(record: ConfigRecord, other: str, me: str) -> None:
+    """Compare the sender's message schema and source with this installation's.
+
+    Raises:
+        FederationError: if they differ, in one sentence that names both sides.
+    """
+    if record.get("schema") != SCHEMA or record.get("package") != package_hash():
+        theirs = str(record.get("version", "of an unknown version"))[:80]
+        raise FederationError(
+            f"{other} runs fedprune {theirs}, {me} runs {package_name()}; install the same "
+            "version on both sides; nothing was spent"
+        )
+
+
 def model_digest(architecture: Architecture, weights: Tensor) -> str:
     """SHA-256 over an architecture and the exact bits of its weights."""
     digest = hashlib.sha256(architecture.to_json().encode())
@@ -151,17 +172,11 @@ def answer_content(
     client: int, fields: Mapping[str, Scalar | bytes], weights: Tensor | None = None
 ) -> RecordDict:
     """Write a client's answer as Flower records."""
-    record = ConfigRecord({"schema": SCHEMA, "client": client, **fields})
+    record = ConfigRecord({**sender(), "client": client, **fields})
     content = RecordDict({"answer": record})
     if weights is not None:
         content["arrays"] = ArrayRecord({"weights": _to_array(weights)})
     return content
-
-
-def content_bytes(content: RecordDict) -> int:
-    """Bytes of the records' payload: what has to cross the network, without framing."""
-    arrays = sum(record.count_bytes() for record in content.array_records.values())
-    return arrays + sum(record.count_bytes() for record in content.config_records.values())
 
 
 def answer_number(content: RecordDict, name: str, least: float = -math.inf) -> float:

@@ -88,6 +88,8 @@ def _prune(
         ranking = rank(experiment, held, asked, counterfactual)
         mask = choose(experiment, ranking.score, layout, budget)
         result = _describe(experiment, held, ranking, layout, budget, mask)
+        if ranking.answers is not None:
+            result |= {"asked": len(step.clients), "reports": ranking.answers}
         if not counterfactual:
             _save_votes(experiment, step.number, ranking, mask)
         return (*_shrunk(held, layout, mask), result)

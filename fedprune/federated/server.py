@@ -3,60 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fedprune import config as configuration
-from fedprune import study
+from fedprune import progress, study
 from fedprune.config import Config
-from fedprune.errors import FederationError
+from fedprune.errors import FedpruneError, LedgerError, RunError
 from fedprune.federated.averaging import train_rounds
 from fedprune.federated.conversation import Conversation
 from fedprune.federated.evaluation import accuracy_of, cost_phase, fairness_phase, robustness_phase
 from fedprune.federated.experiment import Experiment, Held, JsonDict
-from fedprune.federated.local_grid import LocalGrid
+from fedprune.federated.opening import run_folder_path
 from fedprune.federated.path import Outcome, follow
 from fedprune.federated.summary import summarize
 from fedprune.federated.voting import BASELINES, private_votes
-from fedprune.progress import Quiet, Reporter
-from fedprune.runs import Architecture, RunFolder, seal, weights_vector
+from fedprune.progress import Reporter
+from fedprune.runs import (
+    Architecture,
+    RunFolder,
+    ledger_contradiction,
+    run_id,
+    seal,
+    weights_vector,
+)
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Flower's entry point: run the configured experiment into its run folder."""
+    """Flower's entry point: run the configured experiment into its run folder, or continue it.
+
+    A person's error is said in one sentence, and fails the Flower run.
+    """
+    reporter = progress.from_environment()
+    try:
+        _run_once(grid, context, reporter)
+    except FedpruneError as error:
+        reporter.fail(f"{error}")
+        raise
+
+
+def _run_once(grid: Grid, context: Context, reporter: Reporter) -> None:
     config = configuration.from_flat(context.run_config)
-    one_seed = config.evaluate.model_copy(update={"seeds": 1})  # a Flower run is one run
-    config = config.model_copy(update={"evaluate": one_seed})
-    if not config.out:
-        raise FederationError("out must name the run folder when the app runs under Flower")
-    folder = RunFolder.create(config.out, config)
+    path = run_folder_path(config, context.run_id)
+    folder = _new_or_same(path, _one_seed(config))  # a Flower run is one run
     with folder.locked():
-        run(grid, config, folder, Quiet())
+        reporter.say(f"run folder: {path}")
+        if not folder.has("summary.json"):
+            run(grid, folder, reporter)
 
 
-def run(grid: Grid, config: Config, folder: RunFolder, reporter: Reporter) -> JsonDict:
-    """Do all phases that are not finished yet and return the summary.
+def _one_seed(config: Config) -> Config:
+    evaluate = config.evaluate.model_copy(update={"seeds": 1})
+    return config.model_copy(update={"evaluate": evaluate, "out": ""})
+
+
+def _new_or_same(path: Path, config: Config) -> RunFolder:
+    """Start a run, or open the folder in which one of the same configuration was started."""
+    if not (path / "config.toml").is_file():
+        return RunFolder.create(path, config.model_copy(update={"out": str(path)}))
+    folder = RunFolder.open(path)
+    if _one_seed(folder.config) != config:
+        raise RunError(
+            f"{path} holds a run of another configuration; name another folder with out"
+        )
+    return folder
+
+
+def run(grid: Grid, folder: RunFolder, reporter: Reporter) -> JsonDict:
+    """Do all phases of a folder's run that are not finished yet and return the summary.
 
     Raises:
         FedpruneError: in one sentence; what is finished stays finished.
     """
-    dataset = study.load_dataset(config)
-    experiment = Experiment(
-        config=config,
-        folder=folder,
-        conversation=Conversation(grid, config.data.clients, reporter),
-        reporter=reporter,
-        dataset=dataset,
-        simulated=isinstance(grid, LocalGrid),
-    )
-    experiment.phase(
-        "plan", lambda: {"run": experiment.run_id, **study.plan(config, dataset).to_json()}
-    )
+    check_continuable(folder)
+    # A run folder may have been moved since it was started.
+    config = folder.config.model_copy(update={"out": str(folder.path)})
+    conversation = Conversation(grid, config.data.clients, config.federation, reporter)
+    experiment = Experiment(config, folder, conversation, reporter)
+    experiment.phase("plan", lambda: _plan(experiment))
     dense = dense_model(experiment)
     private = follow(experiment, dense, "private", private_votes)
     _say_accuracy(experiment, "private votes", private)
@@ -69,15 +99,52 @@ def run(grid: Grid, config: Config, folder: RunFolder, reporter: Reporter) -> Js
     return summarize(experiment, dense, private, baselines)
 
 
+def check_continuable(folder: RunFolder) -> None:
+    """Refuse to continue a run whose configuration or ledger was changed after it had begun.
+
+    Raises:
+        RunError: if the configuration is another.
+        LedgerError: if the ledger was rolled back.
+    """
+    for event in folder.events()[:1]:
+        if str(event["result"].get("run")).split("-")[0] != run_id(folder.config):
+            raise RunError(
+                f"{folder.path / 'config.toml'} was changed after the run had begun; a run has "
+                "one configuration, start another for the new one"
+            )
+    broken = ledger_contradiction(folder)
+    if broken:
+        raise LedgerError(
+            f"{folder.path} cannot be continued, its ledger was rolled back: {broken}"
+        )
+
+
+def _plan(experiment: Experiment) -> JsonDict:
+    config = experiment.config
+    dataset = study.load_dataset(config) if experiment.simulated else None
+    found = study.plan(config, experiment.schema, dataset).to_json()
+    _check_budgets(experiment)
+    return {"run": experiment.run_id, **found}
+
+
+def _check_budgets(experiment: Experiment) -> None:
+    """Say before anything is spent which clients' own budgets do not suffice."""
+    wanted = experiment.config.privacy.epsilon
+    for client, said in sorted(experiment.conversation.introductions.items()):
+        if said.epsilon_left is not None and said.epsilon_left < wanted:
+            experiment.reporter.say(
+                f"client {client} has epsilon = {said.epsilon_left:g} left of its own budget and "
+                f"will refuse the {wanted:g} that this run asks for"
+            )
+
+
 def dense_model(experiment: Experiment) -> Held:
     """Build, load or train the dense network."""
-    config, dataset = experiment.config, experiment.dataset
+    config, schema = experiment.config, experiment.schema
 
     def initial() -> tuple[Architecture, Tensor, JsonDict]:
-        architecture = Architecture.dense(
-            config.model.name, dataset.num_classes, dataset.input_shape
-        )
-        network = study.initial_model(config, dataset)
+        architecture = Architecture.dense(config.model.name, schema.num_classes, schema.input_shape)
+        network = study.initial_model(config, schema)
         return architecture, weights_vector(network), {"units": len(architecture.dense_layout)}
 
     start, _ = experiment.model_phase("start", initial)

@@ -7,22 +7,21 @@ node's own configuration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedprune import config as configuration
-from fedprune import pruning, robustness, study
-from fedprune.config import Config, Scalar
-from fedprune.data import Dataset, Rows
+from fedprune import pruning, robustness
+from fedprune.data import Dataset, Federation, Rows
 from fedprune.errors import FederationError, ModelError, RefusedInDeploymentError
 from fedprune.federated.messages import Question, model_digest
-from fedprune.federated.process import is_simulated
-from fedprune.privacy import Budget, Ledger
+from fedprune.federated.node_settings import NodeSettings
+from fedprune.named import is_reference
+from fedprune.privacy import Ledger, SigningKey
 from fedprune.randomness import Randomness, SecureRandomness, SimulationRandomness
 from fedprune.runs import Architecture, load_weights_vector
 
@@ -31,7 +30,6 @@ Index = NDArray[np.int64]
 _EVALUATION_BATCH = 250
 _KEPT_MODELS = 4
 _UNKNOWN = -1
-_OWN_SETTINGS = ("data-root", "ledger", "epsilon", "tables", "partition-id")
 
 
 class RowSource:
@@ -52,16 +50,38 @@ class RowSource:
 
 
 class Station:
-    """The clients' side of one process; it keeps what is costly to make again."""
+    """The clients' side of one process; it keeps what is costly to make again.
 
-    def __init__(self, config: Config, ledger: Ledger, dataset: Dataset) -> None:
-        """Divide the data and take the ledger."""
-        self.config, self.ledger, self.dataset = config, ledger, dataset
-        self.simulated = is_simulated()  # the process's own word; worker threads inherit it
-        self.federation = study.divide(config, dataset)
+    Attributes:
+        ledger: where its clients' charges are written down.
+        dataset: the rows that this process can see.
+        federation: which of them are whose; None where all are the one client's own.
+        node: the operator's settings of a deployed client; None in a simulation.
+        signing_key: of a deployed client's receipts.
+        deterministic: whether each client's scores are computed alone and on one thread.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        dataset: Dataset,
+        federation: Federation | None,
+        *,
+        node: NodeSettings | None = None,
+        signing_key: SigningKey | None = None,
+        deterministic: bool = False,
+    ) -> None:
+        """Take what this process's clients own."""
+        self.ledger, self.dataset, self.federation = ledger, dataset, federation
+        self.node, self.signing_key, self.deterministic = node, signing_key, deterministic
         self._scores: tuple[str, dict[int, Tensor]] = ("", {})
         self._correct: dict[tuple[str, str], NDArray[np.int8]] = {}
         self._certifiers: dict[str, robustness.Certifier] = {}
+
+    @property
+    def simulated(self) -> bool:
+        """Whether this station's clients are simulated; fixed when it was opened."""
+        return self.node is None
 
     def simulation_only(self, what: str) -> None:
         """Let a request pass in simulation only.
@@ -72,17 +92,34 @@ class Station:
         if not self.simulated:
             raise RefusedInDeploymentError(f"a deployed client refuses {what}")
 
-    def randomness(self, *labels: str | int) -> Randomness:
+    def admit(self, question: Question) -> None:
+        """Refuse what a server may not ask of a deployed client.
+
+        Raises:
+            RefusedInDeploymentError: if the question is counterfactual, names a seed, or names
+                code to import that the client's own operator did not name.
+        """
+        if question.counterfactual:
+            self.simulation_only("a counterfactual question")
+        if question.seed is not None:
+            self.simulation_only(
+                f"a seed (the server named {question.seed}): it draws from its operating system"
+            )
+        model = question.architecture.model
+        if self.node is not None and is_reference(model) and model != self.node.model:
+            self.simulation_only(f"to import {model!r}, which its own node config does not name")
+
+    def randomness(self, question: Question, *labels: str | int) -> Randomness:
         """The source for a mechanism: the CSPRNG, or in simulation the labelled stream."""
         if not self.simulated:
             return SecureRandomness()
-        return SimulationRandomness(self.config.seed, *labels)
+        return SimulationRandomness(_seed(question), *labels)
 
-    def generator(self, *labels: str | int) -> np.random.Generator:
+    def generator(self, question: Question, *labels: str | int) -> np.random.Generator:
         """A generator for what needs no privacy: the order of rows in training."""
         if not self.simulated:
             return np.random.default_rng()
-        return SimulationRandomness(self.config.seed, *labels).generator
+        return SimulationRandomness(_seed(question), *labels).generator
 
     def rows(self, split: str) -> Rows:
         """All rows of "train" or "test" that this process can see."""
@@ -90,6 +127,8 @@ class Station:
 
     def index(self, client: int, split: str) -> Index:
         """Places of one client's rows."""
+        if self.federation is None:
+            return np.arange(len(self.rows(split)), dtype=np.int64)
         if split == "train":
             return self.federation.train_index(client)
         return self.federation.test_index(client)
@@ -111,24 +150,25 @@ class Station:
             self._scores = (key, {})
         known = self._scores[1]
         missing = sorted(client for client in clients if client not in known)
-        if missing:
-            for client, row in zip(missing, self._score(question, missing), strict=True):
-                known[client] = row
+        for part in [[client] for client in missing] if self.deterministic else [missing]:
+            if part:
+                known.update(zip(part, self._score(question, part), strict=True))
         return torch.stack([known[client] for client in clients])
 
     def _score(self, question: Question, clients: Sequence[int]) -> Tensor:
         model, layout = question.architecture.build()
         load_weights_vector(model, question.weights)
         places, owners = self.cohort_index(clients, "train")
-        return pruning.score_clients(
-            model,
-            layout,
-            RowSource(self.dataset.train, places),
-            None,
-            torch.from_numpy(np.asarray(clients)[owners]),
-            criterion=question.text("criterion"),
-            seed=self.config.seed if self.simulated else None,
-        )
+        with threads(1 if self.deterministic else torch.get_num_threads()):
+            return pruning.score_clients(
+                model,
+                layout,
+                RowSource(self.dataset.train, places),
+                None,
+                torch.from_numpy(np.asarray(clients)[owners]),
+                criterion=question.text("criterion"),
+                seed=question.seed,
+            )
 
     def correct(
         self, question: Question, dense: bool, split: str, places: Index
@@ -190,55 +230,18 @@ def _right(model: nn.Module, source: RowSource) -> NDArray[np.int8]:
     return np.concatenate(found).astype(np.int8)
 
 
-_STATIONS: dict[str, Station] = {}
+def _seed(question: Question) -> int:
+    if question.seed is None:
+        raise FederationError("a simulated client needs the seed that the server draws with")
+    return question.seed
 
 
-def station_of(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar]) -> Station:
-    """The station of this process for a run; made at the first question, then kept.
-
-    Raises:
-        FedpruneError: if the configuration, the data or the ledger cannot be used.
-    """
-    key = repr((is_simulated(), sorted(run_config.items()), _own_settings(node_config)))
-    if key not in _STATIONS:
-        close_stations()
-        _STATIONS[key] = _open_station(configuration.from_flat(run_config), node_config)
-    return _STATIONS[key]
-
-
-def close_stations() -> None:
-    """Close what this process keeps open for its clients."""
-    while _STATIONS:
-        _STATIONS.popitem()[1].close()
-
-
-def _own_settings(node_config: Mapping[str, Scalar]) -> list[tuple[str, Scalar]]:
-    return sorted((k, v) for k, v in node_config.items() if k in _OWN_SETTINGS)
-
-
-def _open_station(config: Config, node_config: Mapping[str, Scalar]) -> Station:
-    if is_simulated():
-        ledger = Ledger.open(
-            Path(config.out) / "ledger.sqlite", budget=Budget(config.privacy.epsilon)
-        )
-        return Station(config, ledger, study.load_dataset(config))
-    missing = [name for name in ("data-root", "ledger", "epsilon") if name not in node_config]
-    if missing:
-        raise RefusedInDeploymentError(
-            f"a deployed client needs {', '.join(missing)} in its own node config: its data, its "
-            "ledger and its budget are never taken from a server"
-        )
-    tables = "unprotected" if node_config.get("tables") == "unprotected" else "off"
-    own = config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"root": str(node_config["data-root"])}),
-            "evaluate": config.evaluate.model_copy(update={"tables": tables}),
-        }
-    )
-    ledger = Ledger.open(
-        str(node_config["ledger"]),
-        budget=Budget(float(node_config["epsilon"])),
-        owner=f"client {node_config.get('partition-id', '?')}",
-        private=True,
-    )
-    return Station(own, ledger, study.load_dataset(own))
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -47,6 +47,7 @@ def summarize(
         "plan": {
             key: results["plan"][key] for key in ("predicted_recall", "useful", "advice", "clients")
         },
+        "missing": missing(experiment),
         "seconds": seconds_by_phase(experiment),
         "versions": versions(),
         "config": experiment.config.model_dump(),
@@ -100,10 +101,10 @@ def _kept(held: Held) -> JsonDict:
 
 def certified(experiment: Experiment) -> JsonDict:
     """Certified accuracy at the configured radius, from stored margins and recomputed bounds."""
-    radius, unit = experiment.config.evaluate.certified_radius, experiment.dataset.input_unit
+    radius, unit = experiment.config.evaluate.certified_radius, experiment.schema.input_unit
     found: JsonDict = {"radius": radius, "unit": unit, "dense": None, "pruned": None}
     if experiment.folder.has("margins.safetensors"):
-        found.update(certified_accuracies(experiment.folder, radius, experiment.dataset.input_std))
+        found.update(certified_accuracies(experiment.folder, radius, experiment.schema.input_std))
     return found
 
 
@@ -115,6 +116,14 @@ def _traffic(experiment: Experiment, dense: Held, results: Mapping[str, JsonDict
         "dense_upload_bytes": 4 * dense.weights.numel(),
         "what": "payload of one mask report, and of the question it answers, without framing",
     }
+
+
+def missing(experiment: Experiment) -> dict[str, list[int]]:
+    """Clients without a usable answer, for every round that had such."""
+    found: dict[str, list[int]] = {}
+    for event in experiment.folder.events():
+        found.update(event.get("missing", {}))
+    return found
 
 
 def seconds_by_phase(experiment: Experiment) -> dict[str, float]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedprune import pruning
 from fedprune.config import Scalar
-from fedprune.errors import FederationError, ReportError
+from fedprune.errors import FederationError, LayoutMismatchError, ReportError
 from fedprune.federated.experiment import Experiment, Held, mask_from_bytes
 from fedprune.federated.messages import Question, answer_bytes
 from fedprune.privacy import (
@@ -54,12 +54,14 @@ class Ranking:
         score: higher = keep.
         mean, variance: of the votes, where there were votes.
         prior_free: the ranking without the magnitude prior, where one was used.
+        answers: how many clients it rests on; None where none were asked.
     """
 
     score: Vector
     mean: Vector | None = None
     variance: Vector | None = None
     prior_free: Vector | None = None
+    answers: int | None = None
 
 
 Ranker: TypeAlias = Callable[[Experiment, Held, Step, bool], Ranking]
@@ -68,11 +70,11 @@ Ranker: TypeAlias = Callable[[Experiment, Held, Step, bool], Ranking]
 def private_votes(experiment: Experiment, held: Held, step: Step, counterfactual: bool) -> Ranking:
     """Randomised reports, debiased, shrunk towards the magnitude line if so configured."""
     if experiment.config.privacy.trust == "none":
-        votes, _ = _plain_answers(experiment, held, step, counterfactual)
-        return Ranking(votes, votes, np.zeros_like(votes))  # exact for these clients
-    estimate = _collect_reports(experiment, held, step)
+        votes, _, count = _plain_answers(experiment, held, step, counterfactual)
+        return Ranking(votes, votes, np.zeros_like(votes), answers=count)  # exact for them
+    estimate, count = _collect_reports(experiment, held, step)
     if experiment.config.privacy.prior == "none":
-        return Ranking(estimate.mean, estimate.mean, estimate.variance, estimate.mean)
+        return Ranking(estimate.mean, estimate.mean, estimate.variance, estimate.mean, count)
     layout = held.layout()
     posterior = magnitude_posterior(
         estimate.mean,
@@ -80,19 +82,19 @@ def private_votes(experiment: Experiment, held: Held, step: Step, counterfactual
         _magnitude(held, layout),
         np.asarray(layout.group_of, dtype=np.int64),
     )
-    return Ranking(posterior.mean, estimate.mean, estimate.variance, estimate.mean)
+    return Ranking(posterior.mean, estimate.mean, estimate.variance, estimate.mean, count)
 
 
 def clean_votes(experiment: Experiment, held: Held, step: Step, counterfactual: bool) -> Ranking:
     """The share of clients that keep each unit, without any noise (simulation only)."""
-    votes, _ = _plain_answers(experiment, held, step, counterfactual)
-    return Ranking(votes)
+    votes, _, count = _plain_answers(experiment, held, step, counterfactual)
+    return Ranking(votes, answers=count)
 
 
 def pooled_scores(experiment: Experiment, held: Held, step: Step, counterfactual: bool) -> Ranking:
     """The mean of the clients' scores, as if they were pooled (simulation only)."""
-    _, scores = _plain_answers(experiment, held, step, counterfactual)
-    return Ranking(scores)
+    _, scores, count = _plain_answers(experiment, held, step, counterfactual)
+    return Ranking(scores, answers=count)
 
 
 def magnitude(experiment: Experiment, held: Held, step: Step, counterfactual: bool) -> Ranking:
@@ -130,7 +132,9 @@ def _task(experiment: Experiment, layout: UnitLayout, step: Step) -> dict[str, S
     }
 
 
-def _collect_reports(experiment: Experiment, held: Held, step: Step) -> VoteEstimate:
+def _collect_reports(
+    experiment: Experiment, held: Held, step: Step
+) -> tuple[VoteEstimate, int]:
     layout = held.layout()
     mechanism = ThresholdResponse(experiment.config.privacy.epsilon, len(layout))
     settings = _task(experiment, layout, step) | {
@@ -139,20 +143,32 @@ def _collect_reports(experiment: Experiment, held: Held, step: Step) -> VoteEsti
         "threshold": mechanism.threshold,
     }
     question = experiment.question(f"report-{step.number}", held, settings)
-    answers = experiment.conversation.ask(
-        "query.report", question, step.clients, f"reports of step {step.number}"
+    def read(client: int, answer: RecordDict) -> Report:
+        return _checked_report(mechanism, layout, client, answer)
+
+    answers = experiment.ask(
+        "query.report", question, step.clients, f"reports of step {step.number}", read
     )
-    sums = mechanism.new_sums()
+    sums, count = mechanism.new_sums(), 0
     reports: list[Report] = []
-    for client, answer in answers:
-        reports.append(_checked_report(mechanism, client, answer))
+    for _, report in answers:
+        reports.append(report)
+        count += 1
         if len(reports) == _BATCH:
             sums, reports = mechanism.add(sums, reports), []
     sums = mechanism.add(sums, reports)
-    return mechanism.estimate_sums(sums, counts=counts_for(mechanism, len(step.clients)))
+    return mechanism.estimate_sums(sums, counts=counts_for(mechanism, count)), count
 
 
-def _checked_report(mechanism: ThresholdResponse, client: int, answer: RecordDict) -> Report:
+def _checked_report(
+    mechanism: ThresholdResponse, layout: UnitLayout, client: int, answer: RecordDict
+) -> Report:
+    record = answer.config_records["answer"]
+    if record.get("fingerprint") != layout.fingerprint:
+        raise LayoutMismatchError(
+            f"client {client} answers about layout {str(record.get('fingerprint'))[:12]}, the "
+            f"server asked about {layout.fingerprint[:12]}"
+        )
     payload = answer_bytes(answer, "report", "report")
     try:
         mechanism.format.decode([Report(payload)])
@@ -163,29 +179,33 @@ def _checked_report(mechanism: ThresholdResponse, client: int, answer: RecordDic
 
 def _plain_answers(
     experiment: Experiment, held: Held, step: Step, counterfactual: bool
-) -> tuple[Vector, Vector]:
-    """Mean masks and mean scores of a step's clients, without noise."""
+) -> tuple[Vector, Vector, int]:
+    """Mean masks and mean scores of a step's clients, without noise, and how many answered."""
     layout = held.layout()
     question = experiment.question(
         f"masks-{step.number}", held, _task(experiment, layout, step), counterfactual=counterfactual
     )
-    votes, scores = np.zeros(len(layout)), np.zeros(len(layout))
+    votes, scores, count = np.zeros(len(layout)), np.zeros(len(layout)), 0
     for mask, score in _plain_pairs(experiment, question, step, len(layout)):
         votes += mask
         scores += score
-    return votes / len(step.clients), scores / len(step.clients)
+        count += 1
+    return votes / count, scores / count, count
 
 
 def _plain_pairs(
     experiment: Experiment, question: Question, step: Step, num_units: int
 ) -> Iterator[tuple[NDArray[np.bool_], Vector]]:
-    label = f"masks of step {step.number}"
-    for client, answer in experiment.conversation.ask("query.masks", question, step.clients, label):
+    def read(client: int, answer: RecordDict) -> tuple[NDArray[np.bool_], Vector]:
         packed = answer_bytes(answer, "mask", "mask")
         scores = answer_bytes(answer, "scores", "scores")
         if len(packed) != (num_units + 7) // 8 or len(scores) != 4 * num_units:
             raise FederationError(f"client {client} sent a mask or scores of another length")
-        yield (
+        return (
             mask_from_bytes(packed, num_units),
             np.frombuffer(scores, dtype="<f4").astype(np.float64),
         )
+
+    label = f"masks of step {step.number}"
+    for _, pair in experiment.ask("query.masks", question, step.clients, label, read):
+        yield pair

@@ -15,32 +15,20 @@ against a head kept elsewhere (a receipt, or the run folder's events).
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import TypeAlias
 
 from fedprune.errors import BudgetExceededError, LedgerError, PrivacyError, QuestionChangedError
-from fedprune.privacy.accounting import UNPROTECTED, Budget, compose_pure
-from fedprune.privacy.chain import (
-    COLUMNS,
-    RESERVED,
-    SENT,
-    STORED,
-    TABLES,
-    Entry,
-    genesis,
-    order_flaws,
-    row_flaws,
-    to_entry,
-    to_row,
-)
+from fedprune.privacy.accounting import UNPROTECTED, Budget
+from fedprune.privacy.chain import RESERVED, SENT, STORED, TABLES, Entry, to_row
+from fedprune.privacy.ledger_reader import LedgerReader, readable_failures, spent_in
 
 SCHEMA = 1
-_CHUNK = 10_000
+_PRIVATE, _NOT_PRIVATE = "private", "NOT PRIVATE: seeded simulation"
 
 
 @dataclass(frozen=True)
@@ -60,13 +48,8 @@ class Granted:
 Answer: TypeAlias = Memoised | Granted | BudgetExceededError | QuestionChangedError
 
 
-class Ledger:
-    """An open ledger file; use it as a context manager or call `close`."""
-
-    def __init__(self, connection: sqlite3.Connection, path: Path, budget: Budget) -> None:
-        """Wrap an open connection; use `Ledger.open`."""
-        self._connection = connection
-        self.path, self.budget = path, budget
+class Ledger(LedgerReader):
+    """An open ledger file that can spend; use it as a context manager or call `close`."""
 
     @classmethod
     def open(
@@ -76,6 +59,7 @@ class Ledger:
         budget: Budget | None = None,
         owner: str = "simulation",
         private: bool = False,
+        signing_key: str | None = None,
         read_only: bool = False,
     ) -> Ledger:
         """Open a ledger, or create it when `budget` is given and there is none.
@@ -85,6 +69,8 @@ class Ledger:
             budget: the terms; must equal the stored ones if the file exists.
             owner: whose ledger it is ("simulation" for the shared one of a simulation).
             private: False stamps the ledger NOT PRIVATE (seeded randomness).
+            signing_key: public half of the key that signs a private ledger's receipts; it is one
+                of the terms, so the chain is tied to it.
             read_only: look without touching anything, as an auditor does.
 
         Raises:
@@ -93,41 +79,25 @@ class Ledger:
         path = Path(path)
         if not path.exists() and budget is None:
             raise LedgerError(f"there is no ledger at {path}")
-        with _readable_failures(path):
+        if signing_key is not None and not private:
+            raise LedgerError(f"{path} gets no signing key: a simulation gives no receipts")
+        wanted = _terms_for(budget, owner, private, signing_key)
+        with readable_failures(path):
             # Autocommit; every write below opens its own immediate transaction.
             connection = _read_only(path) if read_only else _read_write(path)
-            ledger = cls(connection, path, budget or Budget(1.0))
-            terms = ledger._terms() or ledger._create(budget, owner, private)
-        if terms.get("schema") != str(SCHEMA):
-            raise LedgerError(f"{path} has ledger schema {terms.get('schema')}, this is {SCHEMA}")
+        ledger = cls(connection, path, budget or Budget(1.0))
         try:
-            stored = Budget(float.fromhex(terms["epsilon"]), float.fromhex(terms["delta"]))
-        except (KeyError, ValueError, PrivacyError) as error:
-            raise LedgerError(f"the terms of {path} are damaged: {error}") from None
-        if budget is not None and (stored != budget or terms["owner"] != owner):
-            raise LedgerError(
-                f"{path} is the ledger of {terms['owner']!r} with epsilon = {stored.epsilon:g}; "
-                f"it cannot be opened for {owner!r} with epsilon = {budget.epsilon:g}"
-            )
-        ledger.budget = stored
+            with readable_failures(path):
+                terms = ledger._terms() or ledger._create(wanted)
+            ledger.budget = _stored_budget(path, terms)
+            if budget is not None:
+                _check_terms(path, terms, wanted)
+            elif signing_key is not None and terms.get("signing_key") != signing_key:
+                raise LedgerError(_other_key(path, terms.get("signing_key"), signing_key))
+        except BaseException:
+            connection.close()
+            raise
         return ledger
-
-    def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
-
-    def __enter__(self) -> Ledger:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the file."""
-        self.close()
 
     # Spending.
 
@@ -196,83 +166,11 @@ class Ledger:
                 for e in entries
             )
 
-    # Reading.
-
-    def spent(self, client: str) -> Fraction:
-        """Sum of the epsilon that a client has reserved, exactly."""
-        with _readable_failures(self.path):
-            return _spent(self._history({client}).get(client, []))
-
-    def entries(self) -> Iterator[Entry]:
-        """Read all rows in order."""
-        with _readable_failures(self.path):
-            for row in self._connection.execute(f"SELECT {COLUMNS} FROM entries ORDER BY seq"):
-                yield to_entry(row)
-
-    @property
-    def head(self) -> tuple[int, str]:
-        """Number of rows, and the hash of the last one (of the terms, if there is none)."""
-        with _readable_failures(self.path):
-            return self._head()
-
-    @property
-    def terms(self) -> dict[str, str]:
-        """The ledger's own terms: schema, owner, budget, and whether it is private."""
-        with _readable_failures(self.path):
-            return self._terms()
-
-    def verify(self) -> Iterator[str]:
-        """Recompute the chain and the promises; yield one sentence for everything that is wrong.
-
-        Checks: every hash, every link, consecutive numbers, report hashes, one reservation and at
-        most one stored report per round, stored only after reserved, and no client past its budget.
-        """
-        with _readable_failures(self.path):
-            previous, expected = genesis(self._terms()), 1
-            reserved: dict[tuple[str, str, str], Entry] = {}
-            stored: set[tuple[str, str, str]] = set()
-            spent: dict[str, list[float]] = {}
-            for row in self._connection.execute(f"SELECT {COLUMNS} FROM entries ORDER BY seq"):
-                where = f"ledger row {row[0]}"
-                yield from (f"{where}: {flaw}" for flaw in row_flaws(row, expected, previous))
-                previous, expected = row[13], row[0] + 1
-                try:
-                    entry = to_entry(row)
-                except ValueError as error:
-                    yield f"{where}: epsilon or delta is not a number ({error})"
-                    continue
-                yield from (f"{where}: {f}" for f in order_flaws(entry, reserved, stored))
-                if entry.stage == RESERVED:
-                    spent.setdefault(entry.client, []).append(entry.epsilon)
-            for client, epsilons in spent.items():
-                if compose_pure(epsilons) > Fraction(self.budget.epsilon):
-                    yield (
-                        f"client {client} reserved epsilon = {float(compose_pure(epsilons)):g}, "
-                        f"past its budget of {self.budget.epsilon:g}"
-                    )
-
     # The inside.
 
-    def _terms(self) -> dict[str, str]:
-        found = self._connection.execute(
-            "SELECT count(*) FROM sqlite_master WHERE name IN ('terms', 'entries')"
-        ).fetchone()[0]
-        if not found:
-            return {}
-        return dict(self._connection.execute("SELECT name, value FROM terms ORDER BY name"))
-
-    def _create(self, budget: Budget | None, owner: str, private: bool) -> dict[str, str]:
-        if budget is None:
+    def _create(self, terms: dict[str, str]) -> dict[str, str]:
+        if not terms:
             raise LedgerError(f"{self.path} is not a ledger")
-        terms = {
-            "schema": str(SCHEMA),
-            "owner": owner,
-            "privacy": "private" if private else "NOT PRIVATE: seeded simulation",
-            "unit": budget.unit,
-            "relation": budget.relation,
-            "epsilon": float(budget.epsilon).hex(),
-            "delta": float(budget.delta).hex(),
-        }
         with self._transaction():
             if self._terms():  # another process was faster
                 return self._terms()
@@ -283,7 +181,7 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _readable_failures(self.path):
+        with readable_failures(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -291,22 +189,6 @@ class Ledger:
                 self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
-
-    def _history(self, clients: set[str]) -> dict[str, list[Entry]]:
-        """Read the charged rows of some clients."""
-        history: dict[str, list[Entry]] = {}
-        names = sorted(clients)
-        for start in range(0, len(names), _CHUNK):
-            part = names[start : start + _CHUNK]
-            marks = ",".join("?" * len(part))
-            rows = self._connection.execute(
-                f"SELECT {COLUMNS} FROM entries WHERE client IN ({marks}) AND stage != ? "
-                "ORDER BY seq",
-                (*part, SENT),
-            )
-            for row in rows:
-                history.setdefault(row[1], []).append(to_entry(row))
-        return history
 
     def _decide(self, entry: Entry, history: list[Entry]) -> Answer:
         same_round = [past for past in history if past.key == entry.key]
@@ -320,10 +202,10 @@ class Ledger:
                 return Memoised(past.report)
         if same_round:
             return Granted(resumed=True)
-        total = _spent(history) + Fraction(entry.epsilon)
+        total = spent_in(history) + Fraction(entry.epsilon)
         if total > Fraction(self.budget.epsilon):
             return BudgetExceededError(
-                f"client {entry.client} has spent epsilon = {float(_spent(history)):g} of its "
+                f"client {entry.client} has spent epsilon = {float(spent_in(history)):g} of its "
                 f"budget of {self.budget.epsilon:g}; another {entry.epsilon:g} is refused"
             )
         return Granted()
@@ -338,30 +220,54 @@ class Ledger:
         marks = ",".join("?" * 14)
         self._connection.executemany(f"INSERT INTO entries VALUES ({marks})", rows)
 
-    def _head(self) -> tuple[int, str]:
-        row = self._connection.execute(
-            "SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1"
-        ).fetchone()
-        return (int(row[0]), str(row[1])) if row else (0, genesis(self._terms()))
 
-    def hash_at(self, seq: int) -> str | None:
-        """Hash of row `seq` (of the terms for 0), or None if there is no such row."""
-        with _readable_failures(self.path):
-            if seq == 0:
-                return genesis(self._terms())
-            row = self._connection.execute(
-                "SELECT hash FROM entries WHERE seq = ?", (seq,)
-            ).fetchone()
-        return str(row[0]) if row else None
+def _terms_for(
+    budget: Budget | None, owner: str, private: bool, signing_key: str | None
+) -> dict[str, str]:
+    if budget is None:
+        return {}
+    terms = {
+        "schema": str(SCHEMA),
+        "owner": owner,
+        "privacy": _PRIVATE if private else _NOT_PRIVATE,
+        "unit": budget.unit,
+        "relation": budget.relation,
+        "epsilon": float(budget.epsilon).hex(),
+        "delta": float(budget.delta).hex(),
+    }
+    return terms if signing_key is None else terms | {"signing_key": signing_key}
 
 
-@contextmanager
-def _readable_failures(path: Path) -> Iterator[None]:
-    """Say SQLite's failures (locked, full, not a database) in one sentence."""
+def _stored_budget(path: Path, terms: Mapping[str, str]) -> Budget:
+    if terms.get("schema") != str(SCHEMA):
+        raise LedgerError(f"{path} has ledger schema {terms.get('schema')}, this is {SCHEMA}")
     try:
-        yield
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise LedgerError(f"the ledger {path} cannot be used: {error}") from error
+        return Budget(float.fromhex(terms["epsilon"]), float.fromhex(terms["delta"]))
+    except (KeyError, ValueError, PrivacyError) as error:
+        raise LedgerError(f"the terms of {path} are damaged: {error}") from None
+
+
+def _check_terms(path: Path, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """Refuse to go on with a ledger on other terms than it was made for."""
+    if any(stored.get(name) != wanted[name] for name in ("owner", "epsilon", "delta")):
+        raise LedgerError(
+            f"{path} is the ledger of {stored.get('owner')!r} with epsilon = "
+            f"{float.fromhex(stored['epsilon']):g}; it cannot be opened for {wanted['owner']!r} "
+            f"with epsilon = {float.fromhex(wanted['epsilon']):g}"
+        )
+    if stored.get("privacy") != wanted["privacy"]:
+        raise LedgerError(
+            f"{path} is stamped {stored.get('privacy')!r}; it cannot be opened as "
+            f"{wanted['privacy']!r}"
+        )
+    if stored.get("signing_key") != wanted.get("signing_key"):
+        raise LedgerError(_other_key(path, stored.get("signing_key"), wanted.get("signing_key")))
+
+
+def _other_key(path: Path, stored: str | None, given: str | None) -> str:
+    tied = "has no signing key" if stored is None else f"is tied to signing key {stored[:12]}"
+    got = "none was given" if given is None else f"{given[:12]} was given"
+    return f"{path} {tied}, {got}; restore the key file that belongs to it"
 
 
 def _read_write(path: Path) -> sqlite3.Connection:
@@ -376,7 +282,3 @@ def _read_only(path: Path) -> sqlite3.Connection:
     still = "" if path.with_name(path.name + "-wal").exists() else "&immutable=1"
     uri = f"{path.resolve().as_uri()}?mode=ro{still}"
     return sqlite3.connect(uri, uri=True, isolation_level=None)
-
-
-def _spent(history: Iterable[Entry]) -> Fraction:
-    return compose_pure(entry.epsilon for entry in history if entry.stage == RESERVED)

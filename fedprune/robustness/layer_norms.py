@@ -97,7 +97,7 @@ def convolution_norm(weight: Floats, geometry: Geometry) -> Norm:
         norm = matrix_norm(explicit_matrix(weight, geometry))
         return Norm(norm.value, f"explicit {norm.method}")
     torus = torus_norm(weight, geometry)
-    if torus.method == "torus gram":  # an SVD on the torus is never above the unfoldings
+    if torus.method == "torus gram":  # the other two are not above the unfoldings, or hardly
         return min(torus, unfolding_norm(weight, geometry), key=lambda norm: norm.value)
     return torus
 
@@ -116,7 +116,7 @@ def torus_norm(weight: Floats, geometry: Geometry, torus: tuple[int, ...] | None
         norm = stack_norm(blocks, floor=largest)
         largest = norm.value
         methods.add(norm.method)
-    method = next(name for name in ("gram", "svd", "zero") if name in methods)
+    method = next(name for name in ("gram", "cholesky", "svd", "zero") if name in methods)
     taps = math.prod(weight.shape[2:])
     slack = up(
         (taps + 64) * EPSILON * float(norm_up(absolute_blocks(weight, geometry), (1, 2)).max())

@@ -1,13 +1,20 @@
 """Upper bounds on the largest singular value of stacks of matrices that hold in floating point.
 
-Two ways, both in float64:
+Three ways, all in float64:
 
 * SVD. LAPACK's computed singular values satisfy |computed - true| <= p(m, n) eps sigma_max with a
   modest polynomial p (LAPACK Users' Guide, section 4.9); the allowance here is p = 32 max(m, n).
+* Cholesky. If mu I - A A* has a factorisation in floating point, it is positive semidefinite but
+  for an error of at most 8 (m + 8) eps times its trace, at most m mu (Higham, "Accuracy and
+  Stability of Numerical Algorithms", theorem 10.3; Rump, BIT 2006), so that
+  ||A||^2 <= mu (1 + 8 m (m + 8) eps). Where mu comes from does not matter: any estimate will do,
+  and one that is too small finds no factor.
 * Gram iteration with Frobenius rescaling (Delattre et al., ICML 2023): the norm of A is
   ||A A*||^(1/2), repeated, closed by the Frobenius norm. It uses matrix products only, so its
-  rounding is bounded a priori and no convergence is assumed: with k inner terms a computed complex
-  product differs from the exact one by at most 4 k eps ||A||_F^2 in norm.
+  rounding is bounded a priori and no convergence is assumed.
+
+With k inner terms a computed complex product A A* differs from the exact one by at most
+4 k eps ||A||_F^2 in norm.
 """
 
 from __future__ import annotations
@@ -16,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse.linalg import ArpackError, eigsh
 
 from fedprune.robustness.rounding import (
     EPSILON,
@@ -24,13 +32,14 @@ from fedprune.robustness.rounding import (
     add_up,
     norm_up,
     power_of_two,
+    sqrt_up,
     up,
 )
 
 Matrices = NDArray[np.float64] | NDArray[np.complex128]
 
 MAX_SVD_WORK = 2e7
-"""count * m * n * min(m, n) above which Gram iteration replaces the SVD of larger matrices."""
+"""count * m * n * min(m, n) above which Cholesky replaces the SVD of larger matrices."""
 
 MAX_SVD_SIDE = 64
 """Shorter side up to which a stack of any length is left to the SVD."""
@@ -62,9 +71,12 @@ def stack_norm(matrices: Matrices, floor: float = 0.0) -> Norm:
     if side <= MAX_SVD_SIDE or count * rows * columns * side <= MAX_SVD_WORK:
         try:
             return Norm(max(floor, _svd_bound(matrices)), "svd")
-        except np.linalg.LinAlgError:  # no convergence: the Gram bound needs none
+        except np.linalg.LinAlgError:  # no convergence: the others need none
             pass
-    return Norm(gram_bound(matrices, floor), "gram")
+    try:
+        return Norm(cholesky_bound(matrices, floor), "cholesky")
+    except np.linalg.LinAlgError:
+        return Norm(gram_bound(matrices, floor), "gram")
 
 
 def matrix_norm(matrix: Floats) -> Norm:
@@ -78,6 +90,73 @@ def _svd_bound(matrices: Matrices) -> float:
     largest = float(np.linalg.svd(matrices, compute_uv=False)[:, 0].max())
     allowance = 32 * max(matrices.shape[1:]) * EPSILON
     return up(up(largest * (1 + allowance)) + TINY)
+
+
+def cholesky_bound(matrices: Matrices, floor: float = 0.0, *, tolerance: float = 1e-4) -> float:
+    """Bound the largest singular value over a stack by factorisations that exist: [count, m, n].
+
+    The largest matrices come first; one whose Frobenius norm is below the bound that others have
+    already needed is done, and most of the rest need one factorisation each.
+
+    Args:
+        matrices: float64 or complex128, taken as exact.
+        floor: as in `stack_norm`.
+        tolerance: by how much the square is first taken above its estimate, relatively.
+
+    Raises:
+        numpy.linalg.LinAlgError: if no estimate leads to a factorisation.
+    """
+    exponent = power_of_two(np.abs(matrices))
+    scaled = matrices * 2.0**-exponent
+    if scaled.shape[1] > scaled.shape[2]:
+        scaled = np.conj(np.swapaxes(scaled, 1, 2))
+    _, side, inner = scaled.shape
+    squares = np.square(norm_up(scaled, axis=(1, 2)))
+    square, product_error = (floor * 2.0**-exponent) ** 2, 0.0
+    for index in np.argsort(-squares):
+        if squares[index] <= square:
+            break
+        matrix = scaled[index]
+        square = _least_square(matrix @ matrix.conj().T, square, tolerance)
+        product_error = max(product_error, 4 * inner * EPSILON * float(squares[index]))
+    factor_error = 8 * (side + 8) * side * EPSILON * square
+    bound = sqrt_up(up(up(square * (1 + 8 * EPSILON)) + up(factor_error + product_error + TINY)))
+    return max(floor, up(bound * 2.0**exponent))
+
+
+def _least_square(gram: Matrices, square: float, tolerance: float) -> float:
+    """Raise `square` as little as needed for square I - gram to have a factor."""
+    if _has_factor(gram, square):
+        return square
+    estimate = _largest_eigenvalue(gram)
+    while tolerance < 1:
+        square = max(square, estimate * (1 + tolerance))
+        if _has_factor(gram, square):
+            return square
+        tolerance *= 4
+    raise np.linalg.LinAlgError("no shift makes the matrix definite")
+
+
+def _has_factor(gram: Matrices, square: float) -> bool:
+    shifted = -gram
+    shifted[np.diag_indices_from(shifted)] += square
+    try:
+        factor = np.linalg.cholesky(shifted)
+    except np.linalg.LinAlgError:
+        return False
+    return bool(np.isfinite(np.diagonal(factor)).all())
+
+
+def _largest_eigenvalue(gram: Matrices) -> float:
+    """Estimate it; nothing depends on how well."""
+    if len(gram) <= MAX_SVD_SIDE:
+        return float(np.linalg.eigvalsh(gram)[-1])
+    start = np.random.default_rng(0).standard_normal(len(gram)).astype(gram.dtype)
+    try:
+        found = eigsh(gram, 1, which="LA", v0=start, tol=1e-5, return_eigenvectors=False)
+    except ArpackError:
+        return float(np.linalg.norm(gram))
+    return float(found[0])
 
 
 def gram_bound(

@@ -2,10 +2,12 @@
 
 from fedprune.runs.architecture import Architecture
 from fedprune.runs.folder import RunFolder, load_weights_vector, weights_vector
+from fedprune.runs.receipts import read_receipts, receipt_lines, receipts_head
 from fedprune.runs.recompute import (
     LedgerTotals,
     certified_accuracies,
     fairness_of_tables,
+    is_run_of,
     ledger_contradiction,
     ledger_totals,
     lipschitz_bounds,
@@ -23,12 +25,16 @@ __all__ = [
     "certified_accuracies",
     "compare_over_seeds",
     "fairness_of_tables",
+    "is_run_of",
     "ledger_contradiction",
     "ledger_totals",
     "lipschitz_bounds",
     "load_weights_vector",
     "mask_recalls",
     "privacy_figures",
+    "read_receipts",
+    "receipt_lines",
+    "receipts_head",
     "run_id",
     "seal",
     "weights_vector",

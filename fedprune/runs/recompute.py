@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from fedprune.privacy.accounting import CLIENT, REPLACEMENT
 from fedprune.privacy.chain import RESERVED, STORED
 from fedprune.randomness import SimulationRandomness
 from fedprune.runs.folder import RunFolder
+from fedprune.runs.receipts import RECEIPTS, read_receipts, receipts_contradiction
 
 JsonDict = dict[str, Any]
 
@@ -29,29 +31,49 @@ SEALED = (
     "votes.safetensors",
     "tables.json",
     "margins.safetensors",
+    RECEIPTS,
 )
+
+
+LEDGER = "ledger.sqlite"
+_NONCE = re.compile("-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
 class LedgerTotals:
-    """What a ledger adds up to.
+    """What a ledger, or the receipts of many, add up to.
 
     Attributes:
         kinds: of all messages in it.
-        reserved, stored: events charged, and reports with their bytes.
+        reserved, stored: events charged, and reports with their bytes; receipts are given for
+            stored reports only, so there both are the same.
         max_epsilon_spent: largest sum of any client; None where nothing was charged.
+        clients: how many clients have a row or a receipt.
     """
 
     kinds: frozenset[str]
     reserved: int
     stored: int
     max_epsilon_spent: float | None
+    clients: int
 
 
 def run_id(config: Config) -> str:
-    """Name a run in ledgers: a digest of its configuration, wherever its folder lies."""
+    """Name a run in ledgers: a digest of its configuration, wherever its folder lies.
+
+    A deployed run adds "-" and a nonce of eight hexadecimal digits, since its clients' randomness
+    is their own and no two runs are the same.
+    """
     text = configuration.to_toml(config.model_copy(update={"out": ""}))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_run_of(name: object, config: Config, simulated: bool) -> bool:
+    """Whether a run's name is one that this configuration gives."""
+    stem = run_id(config)
+    if simulated:
+        return name == stem
+    return isinstance(name, str) and name[:16] == stem and bool(_NONCE.fullmatch(name[16:]))
 
 
 def seal(folder: RunFolder) -> dict[str, str]:
@@ -61,22 +83,45 @@ def seal(folder: RunFolder) -> dict[str, str]:
 
 
 def ledger_totals(folder: RunFolder) -> LedgerTotals:
-    """Add up the ledger of a simulated run."""
-    kinds, reserved, stored = set(), 0, 0
+    """Add up the ledger of a simulated run, or the receipts of a deployed one.
+
+    Raises:
+        LedgerError: if what is there cannot be read.
+        RunError: if neither is there.
+    """
+    if folder.has(LEDGER):
+        return _totals_of_ledger(folder)
+    receipts = read_receipts(folder)
+    spent = privacy.epsilon_of(receipts)
+    charged = {receipt.entry.key for receipt in receipts if receipt.charged}
+    return LedgerTotals(
+        kinds=frozenset(receipt.kind for receipt in receipts),
+        reserved=len(charged),
+        stored=len(charged),
+        max_epsilon_spent=max(map(float, spent.values()), default=None),
+        clients=len({receipt.client for receipt in receipts}),
+    )
+
+
+def _totals_of_ledger(folder: RunFolder) -> LedgerTotals:
+    kinds, clients, reserved, stored = set(), set(), 0, 0
     spent: dict[str, list[float]] = {}
-    with Ledger.open(folder.path / "ledger.sqlite", read_only=True) as ledger:
+    with Ledger.open(folder.path / LEDGER, read_only=True) as ledger:
         for entry in ledger.entries():
             kinds.add(entry.kind)
+            clients.add(entry.client)
             stored += entry.stage == STORED
             if entry.stage == RESERVED:
                 reserved += 1
                 spent.setdefault(entry.client, []).append(entry.epsilon)
     largest = max((float(privacy.compose_pure(values)) for values in spent.values()), default=None)
-    return LedgerTotals(frozenset(kinds), reserved, stored, largest)
+    return LedgerTotals(frozenset(kinds), reserved, stored, largest, len(clients))
 
 
 def privacy_figures(folder: RunFolder, config: Config, simulated: bool) -> JsonDict:
     """Say what the ledger adds up to: epsilon spent, reports, and what no epsilon covers.
+
+    Of a deployed run the figures follow from the clients' receipts, and `basis` says so.
 
     Args:
         folder: of the run.
@@ -88,11 +133,11 @@ def privacy_figures(folder: RunFolder, config: Config, simulated: bool) -> JsonD
     guarantee = privacy.Guarantee(
         config.privacy.epsilon, config.privacy.delta, CLIENT, REPLACEMENT, config.privacy.trust
     )
-    if config.evaluate.tables == "simulation-only":
+    if simulated and config.evaluate.tables == "simulation-only":
         kinds.add("count-table-simulation")
     if simulated and config.evaluate.baselines:
         kinds.add("counterfactual")
-    if folder.has("margins.safetensors"):
+    if simulated and folder.has("margins.safetensors"):
         kinds.add("margins-simulation")
     spent = totals.max_epsilon_spent
     return {
@@ -108,7 +153,17 @@ def privacy_figures(folder: RunFolder, config: Config, simulated: bool) -> JsonD
             None if spent is None else privacy.overall_client_epsilon(spent, kinds)
         ),
         "not_covered": privacy.not_covered(kinds),
+        **({} if simulated else {"basis": _basis(totals)}),
     }
+
+
+def _basis(totals: LedgerTotals) -> str:
+    """Say what the figures of a deployed run rest on, and what the server cannot see."""
+    return (
+        f"signed receipts of {totals.clients} clients: each proves what the holder of a key "
+        "stated about its own ledger for this run; what a client spent in other runs, or on "
+        "reports that never arrived, stands in its own ledger only"
+    )
 
 
 def mask_recalls(results: Mapping[str, JsonDict], steps: int) -> dict[str, float]:
@@ -141,13 +196,19 @@ def mask_recalls(results: Mapping[str, JsonDict], steps: int) -> dict[str, float
 def ledger_contradiction(folder: RunFolder) -> str | None:
     """Say where the ledger lacks a row that a finished phase ended with: a rollback.
 
+    Of a deployed run it is the file of receipts that must begin as every phase left it.
+
     Returns:
         None where the ledger passed every point that the run's events name.
     """
+    if not folder.has(LEDGER):
+        broken = receipts_contradiction(folder)
+        if broken:
+            return broken
     named = [event for event in folder.events() if "ledger_rows" in event]
     if not named:
         return None
-    with Ledger.open(folder.path / "ledger.sqlite", read_only=True) as ledger:
+    with Ledger.open(folder.path / LEDGER, read_only=True) as ledger:
         for event in named:
             row = int(event["ledger_rows"])
             if ledger.hash_at(row) != event["ledger_head"]:

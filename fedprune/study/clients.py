@@ -9,7 +9,7 @@ from torch import nn
 
 from fedprune import data, models
 from fedprune.config import Config
-from fedprune.data import Dataset, Federation
+from fedprune.data import Dataset, Federation, Schema
 
 
 @lru_cache(maxsize=1)
@@ -41,7 +41,7 @@ def divide(config: Config, dataset: Dataset) -> Federation:
     )
 
 
-def initial_model(config: Config, dataset: Dataset) -> nn.Module:
+def initial_model(config: Config, schema: Schema) -> nn.Module:
     """Build the dense network with its initial or given weights.
 
     `model.weights` is looked for as named, then under `data.root`.
@@ -56,7 +56,7 @@ def initial_model(config: Config, dataset: Dataset) -> nn.Module:
     return models.load(
         config.model.name,
         weights=weights,
-        num_classes=dataset.num_classes,
-        input_shape=dataset.input_shape,
+        num_classes=schema.num_classes,
+        input_shape=schema.input_shape,
         seed=config.seed,
     )

@@ -12,7 +12,7 @@ from torch import nn
 
 from fedprune import privacy, pruning
 from fedprune.config import Config
-from fedprune.data import Dataset
+from fedprune.data import Dataset, Schema
 from fedprune.errors import PruningError
 from fedprune.privacy.accounting import CLIENT, REPLACEMENT
 from fedprune.privacy.planning import CLIENT_MODEL, USEFUL_RECALL
@@ -45,7 +45,7 @@ class Plan:
         advice: sentences, worst news first.
         up_bytes_per_client, down_bytes_per_client: of one report round.
         dense_upload_bytes: what sending the dense model's weights would take.
-        seconds: rough time on this machine.
+        seconds: rough time on this machine; None without rows to try it on.
     """
 
     num_units: int
@@ -65,24 +65,30 @@ class Plan:
     up_bytes_per_client: int
     down_bytes_per_client: int
     dense_upload_bytes: int
-    seconds: float
+    seconds: float | None
 
     def to_json(self) -> dict[str, Any]:
         """Give plain values."""
         return {**asdict(self), "advice": list(self.advice)}
 
 
-def plan(config: Config, dataset: Dataset) -> Plan:
-    """Predict variance, recall, bytes and time of a configuration.
+def plan(config: Config, schema: Schema, dataset: Dataset | None = None) -> Plan:
+    """Predict variance, recall, bytes and, where rows are at hand, time of a configuration.
+
+    Args:
+        config: the experiment.
+        schema: what the clients' data look like.
+        dataset: all rows, in a simulation; None where they lie with the clients.
 
     Raises:
         FedpruneError: if the data cannot be divided or the model not be built as configured.
     """
-    divide(config, dataset)  # refuses what cannot be divided before anything starts
-    dataset.test.group(config.data.groups)  # refuses an attribute that the data do not have
-    architecture = Architecture.dense(config.model.name, dataset.num_classes, dataset.input_shape)
+    if dataset is not None:
+        divide(config, dataset)  # refuses what cannot be divided before anything starts
+    schema.group_names(config.data.groups)  # refuses an attribute that the data do not have
+    architecture = Architecture.dense(config.model.name, schema.num_classes, schema.input_shape)
     layout = architecture.dense_layout
-    model = initial_model(config, dataset)
+    model = initial_model(config, schema)
     _check_budget(config, layout)
     keep = _first_keep(config, layout)
     reports = config.data.clients // config.prune.steps
@@ -111,7 +117,7 @@ def plan(config: Config, dataset: Dataset) -> Plan:
         up_bytes_per_client=mechanism.report_bytes if mechanism else (len(layout) + 7) // 8,
         down_bytes_per_client=4 * weights_vector(model).numel(),
         dense_upload_bytes=4 * weights_vector(model).numel(),
-        seconds=_seconds(config, dataset, model),
+        seconds=None if dataset is None else _seconds(config, dataset, model),
     )
 
 

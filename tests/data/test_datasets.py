@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -50,7 +52,11 @@ def test_validation_keeps_every_site_represented() -> None:
         sites=np.repeat([0, 1], [30, 10]),
     )
     dataset = data.Dataset("made up", 1, (1,), rows, rows, "none", site_names=("a", "b"))
-    assert np.bincount(data.validation(dataset, seed=1).test.sites).tolist() == [6, 2]
+    chosen = data.validation(dataset, seed=1)
+    assert np.bincount(chosen.test.sites).tolist() == [6, 2]
+    alone = replace(dataset, train=rows.take(np.arange(30, 40)))
+    found = data.validation(alone, seed=1).test.stored
+    assert np.array_equal(found, chosen.test.stored[chosen.test.sites == 1])
 
 
 def test_taking_rows_keeps_inputs_labels_groups_and_sites_together() -> None:
@@ -95,8 +101,25 @@ def test_an_unknown_group_is_refused_with_those_there_are() -> None:
 
 
 def test_an_unknown_data_set_is_refused_with_those_there_are() -> None:
-    with pytest.raises(DataError, match=r"must be one of digits, cifar10, heart, got 'mnist'"):
-        data.load("mnist", "", seed=1)
+    with pytest.raises(DataError) as refusal:
+        data.load("iris", "", seed=1)
+    sentence = str(refusal.value)
+    assert all(name in sentence for name in data.DATASETS)
+    assert "\"package.module:function\", got 'iris'" in sentence
+
+
+def test_train_and_test_rows_of_other_groups_are_refused() -> None:
+    codes = np.zeros(2, dtype=np.int64)
+    parts = [
+        data.Rows(np.zeros((2, 1)), codes, groups={"sex": data.GroupColumn(codes, names)})
+        for names in (("f", "m"), ("m", "f"))
+    ]
+    with pytest.raises(DataError, match=r"the same groups, got sex \(f, m\) and sex \(m, f\)"):
+        data.Dataset("made up", 1, (1,), *parts, "none")
+    wrong = {"sex": data.GroupColumn(codes + 1, ("f",))}
+    rows = data.Rows(np.zeros((2, 1)), codes, groups=wrong)
+    with pytest.raises(DataError, match=r"train codes of group sex .* in 0 to 0, got 1"):
+        data.Dataset("made up", 1, (1,), rows, rows, "none")
 
 
 def test_cifar10_without_files_says_where_to_get_them() -> None:

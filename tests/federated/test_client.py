@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from fedprune import config as configuration
 from fedprune import models
 from fedprune.federated.client import ANSWERERS, app
 from fedprune.federated.flower_internals import identify_server_task
+from fedprune.federated.introduction import Introduction, introduction_question
 from fedprune.federated.local_grid import LocalGrid
 from fedprune.federated.messages import Question
 from fedprune.federated.process import inside_simulation
-from fedprune.federated.station import close_stations
-from fedprune.privacy import Ledger, Report, ThresholdResponse
+from fedprune.federated.opening import close_stations
+from fedprune.privacy import Ledger, Receipt, Report, ThresholdResponse
 from fedprune.runs import Architecture, weights_vector
 
 ARCHITECTURE = Architecture.dense("mlp", 10, (1, 8, 8))
@@ -103,6 +105,70 @@ def test_deployed_draws_cannot_be_predicted_from_the_seed(tmp_path: Path) -> Non
     assert len(set(sent)) > 1
 
 
+@pytest.mark.parametrize("kind", sorted(ANSWERERS))
+def test_a_seed_is_refused_by_name_whatever_is_asked(client: Deployed, kind: str) -> None:
+    reason = client.refused(kind, replace(report_question(), seed=7))
+    assert reason.startswith("RefusedInDeploymentError: a deployed client refuses a seed")
+    assert "7" in reason
+    assert client.spent() == 0.0
+
+
+def test_a_report_comes_with_a_receipt_that_the_ledger_confirms(client: Deployed) -> None:
+    question = report_question()
+    answers = [
+        client.ask("query.report", question).content.config_records["answer"] for _ in range(2)
+    ]
+    assert answers[0]["receipt"] == answers[1]["receipt"]
+    receipt = Receipt.from_line(str(answers[0]["receipt"]))
+    receipt.verify()
+    assert (receipt.report, receipt.epsilon) == (answers[0]["report"], 4.0)
+    assert receipt.question == question.digest
+    with Ledger.open(client.ledger) as ledger:
+        assert ledger.confirms(receipt) is None
+
+
+def test_an_introduction_spends_nothing_and_says_what_is_left(client: Deployed) -> None:
+    def introduce() -> Introduction:
+        reply = app(Message(introduction_question(), 7, "query.introduction"), client.context)
+        return Introduction.from_content(reply.content)
+
+    first = introduce()
+    assert (first.client, first.simulated, first.epsilon_left) == (3, False, 4.0)
+    assert (first.test_rows, first.schema.num_classes) == (None, 10)
+    client.ask("query.report", report_question(epsilon=1.5))
+    assert introduce().epsilon_left == 2.5
+    assert introduce().public_key == first.public_key
+
+
+@pytest.mark.parametrize("where", ["data", "model"])
+def test_code_that_the_operator_did_not_name_is_never_imported(
+    client: Deployed, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    question = report_question()
+    if where == "data":
+        client.context.run_config["data.dataset"] = "trap:load"
+    else:
+        own = replace(ARCHITECTURE, model="trap:build")
+        question = replace(question, architecture=own)
+    reason = client.refused("query.report", question)
+    assert reason.startswith("RefusedInDeploymentError")
+    assert "trap:" in reason
+
+
+def test_what_is_wrong_with_a_client_s_rows_stays_with_the_client(
+    client: Deployed, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "heart"
+    folder.mkdir()
+    (folder / "processed.va.data").write_text("63,1,4,140,260,0,1,112,1,3,2,?,?,SECRET\n")
+    client.context.run_config["data.dataset"] = "heart"
+    reason = client.refused("query.report", report_question())
+    assert reason == "DataError: this client could not answer; its own log says why"
+    assert "SECRET" in caplog.text
+
+
 def test_another_question_in_the_same_round_is_refused(client: Deployed) -> None:
     client.ask("query.report", report_question())
     reason = client.refused("query.report", report_question(keep_units=0.3))
@@ -170,9 +236,8 @@ def test_a_counterfactual_question_is_refused_whatever_it_asks(client: Deployed,
 
 
 def test_count_tables_leave_only_if_the_client_s_own_config_says_so(client: Deployed) -> None:
-    question = Question(
-        "run", "r", ARCHITECTURE, WEIGHTS, {"split": "test", "groups": "class"}, WEIGHTS
-    )
+    settings = {"split": "test", "groups": "class", "tables": "unprotected"}
+    question = Question("run", "r", ARCHITECTURE, WEIGHTS, settings, WEIGHTS)
     client.context.run_config["evaluate.tables"] = "unprotected"  # the server's word
     assert "count tables" in client.refused("evaluate", question)
     client.context.node_config["tables"] = "unprotected"
@@ -211,23 +276,25 @@ def test_a_deployed_client_without_its_own_data_ledger_and_budget_refuses(tmp_pa
     )
 
 
+def content() -> RecordDict:
+    return replace(report_question(), seed=1).to_content()
+
+
 def test_a_cohort_answers_as_its_clients_would_one_by_one(tmp_path: Path) -> None:
     answers = []
     for name, split in (("together", False), ("alone", True)):
         folder = tmp_path / name
         folder.mkdir()
         grid = LocalGrid(6, configuration.to_flat(small_config(f"out={folder}")))
-        content = report_question().to_content()
         nodes = list(grid.get_node_ids())
         if split:
             replies = []
             for node in nodes:
-                message = grid.create_message(
-                    report_question().to_content(), "query.report", node, ""
-                )
+                message = grid.create_message(content(), "query.report", node, "")
                 replies += list(grid.send_and_receive([message]))
         else:
-            messages = [grid.create_message(content, "query.report", n, "") for n in nodes]
+            shared = content()
+            messages = [grid.create_message(shared, "query.report", n, "") for n in nodes]
             replies = list(grid.send_and_receive(messages))
         answers.append([r.content.config_records["answer"]["report"] for r in replies])
         close_stations()
@@ -237,7 +304,8 @@ def test_a_cohort_answers_as_its_clients_would_one_by_one(tmp_path: Path) -> Non
 def test_the_grid_pushes_and_pulls_and_keeps_mixed_messages_in_order(tmp_path: Path) -> None:
     grid = LocalGrid(4, configuration.to_flat(small_config(f"out={tmp_path}")))
     nodes = list(grid.get_node_ids())
-    report, masks = report_question().to_content(), report_question("m").to_content()
+    report = content()
+    masks = replace(report_question("m"), seed=1).to_content()
     messages = [
         grid.create_message(report, "query.report", nodes[0], ""),
         grid.create_message(masks, "query.masks", nodes[1], ""),
@@ -266,5 +334,7 @@ def test_a_question_survives_its_trip_and_its_digest_covers_all_of_it() -> None:
         report_question(epsilon=3.0),
         Question("run", "report-1", ARCHITECTURE, WEIGHTS + 1, question.settings),
         Question("run", "report-1", ARCHITECTURE, WEIGHTS, question.settings, reference=WEIGHTS),
+        replace(question, seed=1),
+        replace(question, seed=2),
     ]
-    assert len({question.digest, *(q.digest for q in changed)}) == 5
+    assert len({question.digest, *(q.digest for q in changed)}) == 7

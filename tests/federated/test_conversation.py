@@ -16,7 +16,7 @@ from fedprune.errors import FederationError, FedpruneError, LedgerError, ReportE
 from fedprune.federated import server
 from fedprune.federated.local_grid import LocalGrid
 from fedprune.federated.simulate import resume
-from fedprune.federated.station import close_stations
+from fedprune.federated.opening import close_stations
 from fedprune.progress import Quiet
 from fedprune.runs import RunFolder
 
@@ -45,7 +45,7 @@ def run_with(out: Path, kind: str, change: Change | None = None, drop: bool = Fa
     grid.kind, grid.drop = kind, drop
     grid.change = change or (lambda _: None)  # type: ignore[assignment]
     try:
-        server.run(grid, config, RunFolder.create(out, config), Quiet())
+        server.run(grid, RunFolder.create(out, config), Quiet())
     finally:
         close_stations()
 
@@ -86,7 +86,7 @@ def test_a_malformed_answer_names_its_client_and_leaves_no_summary(
 
 def test_a_missing_answer_is_counted(tmp_path: Path) -> None:
     with pytest.raises(
-        FederationError, match=r"answered a question put to client 3|gave no answer"
+        FederationError, match="client 3 gave no answer in time"
     ):
         run_with(tmp_path / "run", "train", drop=True)
 
@@ -94,8 +94,8 @@ def test_a_missing_answer_is_counted(tmp_path: Path) -> None:
 def test_fewer_nodes_than_clients_are_refused(tmp_path: Path) -> None:
     config = small_config(f"out={tmp_path / 'run'}")
     grid = LocalGrid(39, configuration.to_flat(config))
-    with pytest.raises(FederationError, match="40 clients are needed, 39 are there"):
-        server.run(grid, config, RunFolder.create(tmp_path / "run", config), Quiet())
+    with pytest.raises(FederationError, match=r"40 clients are needed .*, 39 are there"):
+        server.run(grid, RunFolder.create(tmp_path / "run", config), Quiet())
 
 
 def test_a_ledger_that_was_rolled_back_before_a_resume_is_noticed(

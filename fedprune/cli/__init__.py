@@ -1,0 +1,34 @@
+"""The command line: thin, and quick to say its first line (heavy imports wait until then)."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import typer
+
+from fedprune.cli import deploying, ledgers, results, running
+from fedprune.errors import FedpruneError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Prune a neural network by the private votes of clients who will not share their data.",
+)
+for command in (running.plan, running.simulate, running.resume):
+    app.command()(command)
+for command in (results.audit, results.report, results.export):
+    app.command()(command)
+app.add_typer(ledgers.app, name="ledger")
+app.add_typer(deploying.app, name="deploy")
+
+
+def main() -> None:
+    """Run the command line; an error that a user can act on is one sentence and exit code 2."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what we started is stopped
+    try:
+        app()
+    except FedpruneError as error:
+        print(f"fedprune: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,89 @@
+"""deploy: certificates, keys, and a loopback federation to try a deployment on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedprune import config as configuration
+from fedprune.cli.options import AsJson, ConfigFile, Sets, finish, reporter_for, show
+
+app = typer.Typer(no_args_is_help=True, help="Helpers for real clients: certificates and keys.")
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write.")]
+
+
+@app.command()
+def certificates(
+    folder: Folder,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or IP address of the SuperLink; may be given several times."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a certificate authority and a SuperLink's certificate; nothing is overwritten."""
+    from fedprune.federated.credentials import make_certificates
+
+    made = make_certificates(folder, tuple(host or ()) + ("127.0.0.1", "localhost"))
+    lines = [
+        f"flower-superlink --ssl-ca-certfile {made.ca} --ssl-certfile {made.certificate} "
+        f"--ssl-keyfile {made.key} --enable-supernode-auth",
+        f"flower-supernode --root-certificates {made.ca}",
+    ]
+    found = {"ca": str(made.ca), "certificate": str(made.certificate), "key": str(made.key)}
+    show(found, lines, as_json)
+
+
+@app.command()
+def keys(
+    folder: Folder,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="One key pair a client.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make key pairs with which SuperNodes prove who they are; nothing is overwritten."""
+    from fedprune.federated.credentials import make_node_keys
+
+    made = {name: make_node_keys(folder, name) for name in names}
+    lines = []
+    for name, pair in made.items():
+        lines.append(f"flwr supernode register {pair.public} --name {name}   # at the server")
+        lines.append(f"flower-supernode --auth-supernode-private-key {pair.private}   # at {name}")
+    found = {
+        name: {"private": str(pair.private), "public": str(pair.public)}
+        for name, pair in made.items()
+    }
+    show(found, lines, as_json)
+
+
+@app.command()
+def loopback(
+    config: ConfigFile = None,
+    set_: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make.")] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Folder for keys, ledgers and logs; OUT-federation.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try a deployment on this machine: SuperLink with TLS, a SuperNode and a ledger a client.
+
+    The clients share data.root, each takes its own part of the rows; everything that was started
+    is stopped at the end.
+    """
+    settings = configuration.load(config, set_ or ())
+    reporter = reporter_for(as_json)
+    from fedprune.federated import loopback as federations
+    from fedprune.federated.simulate import default_folder
+    from fedprune.runs import RunFolder
+
+    folder = (out or default_folder(settings)).absolute()
+    place = home or folder.with_name(folder.name + "-federation")
+    clients = federations.own_settings(settings, settings.data.clients)
+    with federations.loopback(place, clients, reporter) as federation:
+        federations.run_deployed(federation, settings, folder, reporter)
+    finish(folder, RunFolder.open(folder).read_json("summary.json"), as_json)
+    if not as_json:
+        print(f"each client's ledger: fedprune ledger verify {place}/client-0/ledger.sqlite ...")

@@ -1,0 +1,119 @@
+"""The first question of every run: who is there, what do your data look like, what runs you?
+
+Nothing in an answer is computed from a client's rows: the shape of an input, the classes and the
+names of the groups are declared by the data set's own code. What a client says here decides
+whether the server treats the run as a simulation; it decides nothing at any client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import ConfigRecord, RecordDict
+
+from fedprune.config import Scalar
+from fedprune.data import Schema
+from fedprune.errors import FederationError
+from fedprune.federated.messages import answer_content, check_sender, sender
+
+KIND = "query.introduction"
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """What one client says of itself.
+
+    Attributes:
+        client: its number, from its own node config.
+        simulated: whether its process is part of a simulation.
+        schema: what its data set's code declares.
+        test_rows: how many test rows it has; None for a deployed client, which keeps that secret.
+        epsilon_left: what its budget still allows; None in a simulation.
+        public_key: that signs its receipts; "" in a simulation.
+    """
+
+    client: int
+    simulated: bool
+    schema: Schema
+    test_rows: int | None = None
+    epsilon_left: float | None = None
+    public_key: str = ""
+
+    def to_content(self) -> RecordDict:
+        """Write as Flower records."""
+        fields: dict[str, Scalar | bytes] = {
+            "simulated": self.simulated,
+            "data": self.schema.to_json(),
+            "public_key": self.public_key,
+        }
+        if self.test_rows is not None:
+            fields["test_rows"] = self.test_rows
+        if self.epsilon_left is not None:
+            fields["epsilon_left"] = self.epsilon_left
+        return answer_content(self.client, fields)
+
+    @staticmethod
+    def from_content(content: RecordDict) -> Introduction:
+        """Read what `to_content` wrote.
+
+        Raises:
+            FedpruneError: if the client runs another version, or its answer is malformed.
+        """
+        record = content.config_records.get("answer", ConfigRecord())
+        client, simulated = record.get("client"), record.get("simulated")
+        rows, left = record.get("test_rows"), record.get("epsilon_left")
+        check_sender(record, f"client {client!r}", "the server")
+        good = isinstance(client, int) and not isinstance(client, bool) and client >= 0
+        if not isinstance(client, int) or not good or not isinstance(simulated, bool):
+            raise FederationError(
+                f"a client introduced itself as client = {client!r}, simulated = {simulated!r}; "
+                "a number of at least 0 and true or false are needed"
+            )
+        return Introduction(
+            client,
+            simulated,
+            Schema.from_json(str(record.get("data", ""))),
+            rows if isinstance(rows, int) else None,
+            float(left) if isinstance(left, int | float) else None,
+            str(record.get("public_key", "")),
+        )
+
+
+def introduction_question() -> RecordDict:
+    """Ask a node who it is."""
+    return RecordDict({"introduction": ConfigRecord(sender())})
+
+
+def check_introduction_question(content: RecordDict) -> None:
+    """Compare the server's version with this client's.
+
+    Raises:
+        FederationError: if they differ.
+    """
+    check_sender(
+        content.config_records.get("introduction", ConfigRecord()), "the server", "this client"
+    )
+
+
+def agreed(introductions: Mapping[int, Introduction]) -> tuple[bool, Schema]:
+    """Find what all clients agree on: whether they are simulated, and what their data look like.
+
+    Raises:
+        FederationError: naming a client that differs from the first.
+    """
+    clients: Sequence[int] = sorted(introductions)
+    first = introductions[clients[0]]
+    for client in clients[1:]:
+        other = introductions[client]
+        if other.simulated != first.simulated:
+            raise FederationError(
+                f"client {clients[0]} says simulated = {first.simulated}, client {client} says "
+                f"simulated = {other.simulated}; one run is either a simulation or a deployment"
+            )
+        if other.schema != first.schema:
+            raise FederationError(
+                f"the data of client {client} have another shape, classes or groups than those of "
+                f"client {clients[0]}: {other.schema.to_json()} against {first.schema.to_json()}"
+            )
+    return first.simulated, first.schema

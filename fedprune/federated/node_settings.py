@@ -1,0 +1,124 @@
+"""What a deployed client's operator decides, in the node config of its own SuperNode.
+
+`flower-supernode --node-config 'partition-id=0 data-root="/srv/heart" ledger="/srv/fedprune.sqlite"
+epsilon=4.0'`. Nothing here can be changed by a server.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedprune.config import Scalar
+from fedprune.data import PARTITIONS
+from fedprune.errors import RefusedInDeploymentError
+
+CLIENT_KEY = "partition-id"
+_REQUIRED = ("data-root", "ledger", "epsilon")
+_UNPROTECTED, _OFF = "unprotected", "off"
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """A deployed client's own settings.
+
+    Attributes:
+        client: its number in the federation (`partition-id`).
+        data_root: folder of its rows.
+        ledger: SQLite file of its budget.
+        epsilon: the budget that it enforces.
+        signing_key: file of the key that signs its receipts; beside the ledger by default.
+        dataset: name of its data set; "" takes the run's, unless that names code to import.
+        model: the "package.module:function" that it allows to be imported, if any.
+        tables: "unprotected" lets count tables leave, anything else does not.
+        split_seed: holds out its test rows and, with `num_partitions`, picks its share.
+        num_partitions: where several clients share one data root, for trying things out: it takes
+            one share of that many; None where all rows are its own.
+        partition: how they are shared.
+    """
+
+    client: int
+    data_root: str
+    ledger: Path
+    epsilon: float
+    signing_key: Path
+    dataset: str = ""
+    model: str = ""
+    tables: str = _OFF
+    split_seed: int = 1
+    num_partitions: int | None = None
+    partition: str = "iid"
+
+    @staticmethod
+    def of(node_config: Mapping[str, Scalar]) -> NodeSettings:
+        """Read a node config.
+
+        Raises:
+            RefusedInDeploymentError: if something is missing or not allowed.
+        """
+        missing = [name for name in _REQUIRED if name not in node_config]
+        if missing:
+            raise RefusedInDeploymentError(
+                f"a deployed client needs {', '.join(missing)} in its own node config: its data, "
+                "its ledger and its budget are never taken from a server"
+            )
+        ledger = Path(str(node_config["ledger"])).expanduser()
+        own_key = ledger.with_name(ledger.name + ".key")
+        return NodeSettings(
+            client=client_number(node_config),
+            data_root=str(node_config["data-root"]),
+            ledger=ledger,
+            epsilon=_budget(node_config["epsilon"]),
+            signing_key=Path(str(node_config.get("signing-key", own_key))).expanduser(),
+            dataset=str(node_config.get("dataset", "")),
+            model=str(node_config.get("model", "")),
+            tables=_choice(node_config, "tables", _OFF, (_OFF, _UNPROTECTED)),
+            split_seed=_whole(node_config, "split-seed", 1) or 0,
+            num_partitions=_whole(node_config, "num-partitions", None),
+            partition=_choice(node_config, "partition", "iid", tuple(PARTITIONS)),
+        )
+
+
+def client_number(node_config: Mapping[str, Scalar]) -> int:
+    """Read the client's number.
+
+    Raises:
+        RefusedInDeploymentError: if it is missing or not a whole number of at least 0.
+    """
+    found = _whole(node_config, CLIENT_KEY, None)
+    if found is None:
+        raise RefusedInDeploymentError(f"node config needs a whole number {CLIENT_KEY}")
+    return found
+
+
+def _whole(node_config: Mapping[str, Scalar], name: str, default: int | None) -> int | None:
+    value = node_config.get(name, default)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise RefusedInDeploymentError(
+            f"node config's {name} must be a whole number of at least 0, got {value!r}"
+        )
+    return value
+
+
+def _choice(
+    node_config: Mapping[str, Scalar], name: str, default: str, allowed: tuple[str, ...]
+) -> str:
+    value = str(node_config.get(name, default))
+    if value not in allowed:
+        raise RefusedInDeploymentError(
+            f"node config's {name} must be one of {', '.join(allowed)}, got {value!r}"
+        )
+    return value
+
+
+def _budget(value: Scalar) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(float(value)) or float(value) <= 0:
+        raise RefusedInDeploymentError(
+            f"node config's epsilon must be a number above 0, got {value!r}"
+        )
+    return float(value)
