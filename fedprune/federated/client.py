@@ -45,7 +45,7 @@ from fedprune.privacy.accounting import REPLACEMENT, UNPROTECTED
 from fedprune.privacy.chain import SENT, STORED
 from fedprune.runs import load_weights_vector, weights_vector
 
-ANSWER_ERROR = 1  # code of a Flower error whose reason is one sentence for people
+ANSWER_ERROR = 100  # code of a Flower error whose reason is one sentence for people; Flower uses 0-8
 
 # What these say follows from the question, the ledger and the node's settings, never from rows.
 _FREE_OF_DATA = (PrivacyError, FederationError, LayoutMismatchError, ConfigError)

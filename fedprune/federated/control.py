@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,8 @@ STATUS_SECONDS = 20.0  # how often the status is asked for while the log still s
 LATE_STATUS_SECONDS = 2.0  # and after the log has ended
 _CONNECTION = "fedprune"
 _UNAVAILABLE = "Connection to the SuperLink is unavailable"
+_FAILED = re.compile(r"^\w+ failed with exception: ")
+_SILENT = "No heartbeat received from the task"
 _CHATTER = ("Using SuperLink:", "Listing all nodes", "Displaying information", "✋ Stopping run")
 
 
@@ -44,7 +47,7 @@ class RunStatus:
     Attributes:
         state: "pending", "starting", "running", "finished:completed", "finished:failed" or
             "finished:stopped".
-        detail: Flower's sentence about a failure, "" if there is none.
+        detail: the app's own sentence about a failure, or Flower's; "" if there is none.
     """
 
     state: str
@@ -140,8 +143,17 @@ class Control:
             FederationError: if the SuperLink does not answer or does not know the run.
         """
         (row,) = self._flwr("list", _CONNECTION, "--run-id", str(run_id))["runs"]
-        detail = str(row.get("status-details") or "")
+        detail = _FAILED.sub("", str(row.get("status-details") or ""))
         return RunStatus(str(row["status"]), "" if detail == "N/A" else detail)
+
+    def reason(self, run_id: int, status: RunStatus) -> str:
+        """Say in one sentence why a run did not complete."""
+        if status.detail and status.detail != _SILENT:
+            return status.detail
+        last = "; ".join(filter(None, self.log_of(run_id, 3).split("\n")))
+        if status.detail == _SILENT:
+            return f"the server app's process died without a word; the last ones were: {last}"
+        return f"the run ended as {status.state}; the last words were: {last}"
 
     def wait(
         self,

@@ -23,14 +23,11 @@ import fedprune
 from fedprune import config as configuration
 from fedprune.config import Config, Scalar
 from fedprune.errors import ConfigError, FederationError
-from fedprune.federated.control import RunStatus
 from fedprune.federated.superlink import SuperLink, superlink
 from fedprune.federated.supernode import CLIENT_APP
 from fedprune.progress import PROGRESS_VARIABLE, Follower, Reporter
 
 SERVER_APP = "fedprune.federated.server:app"
-_FAILED = "Simulation failed with exception: "
-_SILENT = "No heartbeat received from the task"
 _LONGEST_RAY_FOLDER = 40  # characters; the paths of Ray's sockets must stay under 107
 
 
@@ -60,17 +57,7 @@ class FlowerEngine:
         finally:
             follower.close()
         if not status.completed:
-            raise FederationError(self._reason(number, status, follower.failure))
-
-    def _reason(self, number: int, status: RunStatus, own_sentence: str | None) -> str:
-        if own_sentence:
-            return own_sentence
-        last = "; ".join(self.link.log_of(number, 3).split("\n"))
-        if status.detail == _SILENT:
-            return f"the simulation's process died without a word; the last ones were: {last}"
-        if status.detail:
-            return f"the simulation failed: {status.detail.removeprefix(_FAILED)}"
-        return f"the simulation ended as {status.state}; the last words were: {last}"
+            raise FederationError(follower.failure or self.link.reason(number, status))
 
 
 def run_on_flower(config: Config, out: Path, reporter: Reporter) -> None:

@@ -17,17 +17,7 @@ from fedprune.errors import RunError
 from fedprune.privacy import Entry, Receipt, SigningKey
 from fedprune.privacy.accounting import REPLACEMENT, UNPROTECTED
 from fedprune.privacy.chain import SENT, STORED
-
-
-@pytest.fixture(scope="module")
-def original(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
-    return deploy(finished_run, tmp_path_factory.mktemp("deployed") / "run")
-
-
-@pytest.fixture
-def run(original: Deployed, tmp_path: Path) -> Deployed:
-    shutil.copytree(original.path, tmp_path / "run")
-    return replace(original, path=tmp_path / "run")
+from fedprune.runs import RunFolder, privacy_figures
 
 
 def broken_claims(run: Deployed, part: str = "all") -> list[str]:
@@ -50,9 +40,10 @@ def test_a_clean_deployed_run_holds_and_says_what_it_cannot_see(run: Deployed) -
 
 
 def test_a_run_with_clients_that_never_answered_holds_and_names_them(
-    finished_run: Path, tmp_path: Path
+    thinned: Deployed, tmp_path: Path
 ) -> None:
-    run = deploy(finished_run, tmp_path / "run", absent=2)
+    run = replace(thinned, path=tmp_path / "run")
+    shutil.copytree(thinned.path, run.path)
     assert broken_claims(run) == []
     details = " ".join(finding.detail for finding in audit(run.path).findings)
     assert "report-1: clients 40, 41" in details
@@ -77,17 +68,25 @@ def test_a_run_with_unprotected_tables_holds_and_says_that_nothing_covers_them(
     assert "40 count tables came, 39 have a receipt" in " ".join(broken_claims(run, "fairness"))
 
 
-def test_a_report_that_came_in_an_attempt_that_was_given_up_is_not_counted(
-    finished_run: Path, tmp_path: Path
+def test_a_report_that_came_in_an_attempt_that_was_given_up_is_no_vote(
+    thinned: Deployed, tmp_path: Path
 ) -> None:
-    run = deploy(finished_run, tmp_path / "run", absent=1)
+    run = replace(thinned, path=tmp_path / "run", keys=dict(thinned.keys))
+    shutil.copytree(thinned.path, run.path)
     entry = replace(mask_receipts(run)[0][1].entry, client="40")
     run.keys["40"] = SigningKey.open(tmp_path / "key")
     late = run.sign(entry, row=2)
     run.write_lines([*run.lines(), late.to_line()])
     found = broken_claims(run, "privacy")
-    assert len(found) == 1  # the summary counts reports, and now there is one more
+    assert len(found) == 1  # its epsilon is spent, so the summary has to count it
     assert "privacy.reports is stated as 40, recomputed as 41" in found[0]
+    run.change_summary(lambda s: s["privacy"].update(reports=41, basis=basis(run)))
+    assert broken_claims(run) == []
+
+
+def basis(run: Deployed) -> str:
+    folder = RunFolder.open(run.path)
+    return str(privacy_figures(folder, folder.config, False)["basis"])
 
 
 def flip_a_report_byte(run: Deployed) -> str:
