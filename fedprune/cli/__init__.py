@@ -16,10 +16,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prune a neural network by the private votes of clients who will not share their data.",
 )
-for command in (running.plan, running.simulate, running.resume):
-    app.command()(command)
-for command in (results.audit, results.report, results.export):
-    app.command()(command)
+app.command()(running.plan)
+app.command()(running.simulate)
+app.command()(running.resume)
+app.command()(results.audit)
+app.command()(results.report)
+app.command()(results.export)
 app.add_typer(ledgers.app, name="ledger")
 app.add_typer(deploying.app, name="deploy")
 

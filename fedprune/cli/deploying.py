@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,8 @@ import typer
 
 from fedprune import config as configuration
 from fedprune.cli.options import AsJson, ConfigFile, Sets, finish, reporter_for, show
+from fedprune.config import Scalar
+from fedprune.errors import FederationError
 
 app = typer.Typer(no_args_is_help=True, help="Helpers for real clients: certificates and keys.")
 
@@ -27,7 +30,7 @@ def certificates(
     """Make a certificate authority and a SuperLink's certificate; nothing is overwritten."""
     from fedprune.federated.credentials import make_certificates
 
-    made = make_certificates(folder, tuple(host or ()) + ("127.0.0.1", "localhost"))
+    made = make_certificates(folder, (*(host or ()), "127.0.0.1", "localhost"))
     lines = [
         f"flower-superlink --ssl-ca-certfile {made.ca} --ssl-certfile {made.certificate} "
         f"--ssl-keyfile {made.key} --enable-supernode-auth",
@@ -87,3 +90,59 @@ def loopback(
     finish(folder, RunFolder.open(folder).read_json("summary.json"), as_json)
     if not as_json:
         print(f"each client's ledger: fedprune ledger verify {place}/client-0/ledger.sqlite ...")
+
+
+@app.command()
+def supernode(
+    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")],
+    client: Annotated[int, typer.Option(help="This client's number: 0 to data.clients - 1.")],
+    data_root: Annotated[Path, typer.Option(help="Folder with this client's own rows.")],
+    ledger: Annotated[Path, typer.Option(help="This client's ledger; made if it is missing.")],
+    epsilon: Annotated[float, typer.Option(help="The budget that this client enforces.")],
+    root_certificates: Annotated[
+        Path | None, typer.Option(help="The authority that vouches for the SuperLink.")
+    ] = None,
+    private_key: Annotated[
+        Path | None, typer.Option(help="The key that the SuperLink knows this client by.")
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="The data set's name; the run's by default.")] = "",
+    model: Annotated[
+        str, typer.Option(help='A "package.module:function" that may be imported.')
+    ] = "",
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Let count tables leave, unprotected.")
+    ] = False,
+    home: Annotated[Path, typer.Option(help="Folder for Flower's files and logs.")] = Path(
+        "supernode"
+    ),
+) -> None:
+    """Run a real client until it is stopped.
+
+    It answers with the fedprune that is installed here, whatever code a server sends along, from
+    its own rows, with its own randomness, and never past its own budget.
+    """
+    from fedprune.federated.flower_engine import importable
+    from fedprune.federated.node_settings import NodeSettings
+    from fedprune.federated.supernode import supernode as running_supernode
+
+    settings: dict[str, Scalar] = {
+        "partition-id": client,
+        "data-root": str(data_root.absolute()),
+        "ledger": str(ledger.absolute()),
+        "epsilon": epsilon,
+        "tables": "unprotected" if tables else "off",
+    }
+    settings |= {key: value for key, value in (("dataset", dataset), ("model", model)) if value}
+    NodeSettings.of(settings)  # what is wrong is said before anything starts
+    with running_supernode(
+        home,
+        superlink,
+        settings,
+        root_certificates=root_certificates,
+        private_key=private_key,
+        environment=importable(),
+    ) as node:
+        print(f"client {client} has joined {superlink}; log: {node.log}", flush=True)
+        while node.alive:
+            time.sleep(1.0)
+    raise FederationError(f"the SuperNode of client {client} has ended; its log is {node.log}")

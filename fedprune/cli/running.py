@@ -75,9 +75,7 @@ def simulate(
     finish(folder, summary, as_json)
 
 
-def resume(
-    run: RunArgument, engine: EngineOption = Engine.local, as_json: AsJson = False
-) -> None:
+def resume(run: RunArgument, engine: EngineOption = Engine.local, as_json: AsJson = False) -> None:
     """Continue a run from its last finished phase; either engine continues what the other began."""
     from fedprune.federated import simulate as simulation
 

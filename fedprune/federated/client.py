@@ -45,7 +45,9 @@ from fedprune.privacy.accounting import REPLACEMENT, UNPROTECTED
 from fedprune.privacy.chain import SENT, STORED
 from fedprune.runs import load_weights_vector, weights_vector
 
-ANSWER_ERROR = 100  # code of a Flower error whose reason is one sentence for people; Flower uses 0-8
+ANSWER_ERROR = (
+    100  # code of a Flower error whose reason is one sentence for people; Flower uses 0-8
+)
 
 # What these say follows from the question, the ledger and the node's settings, never from rows.
 _FREE_OF_DATA = (PrivacyError, FederationError, LayoutMismatchError, ConfigError)
@@ -80,7 +82,11 @@ def answer_train(station: Station, question: Question, clients: Sequence[int]) -
             loss = train_locally(model, inputs, labels, how, order)
         except FedpruneError as error:
             return error
-        fields = {"loss": loss, "rows": len(labels), "receipt": receipts[client]}
+        fields: dict[str, Scalar | bytes] = {
+            "loss": loss,
+            "rows": len(labels),
+            "receipt": receipts[client],
+        }
         return answer_content(client, fields, weights_vector(model))
 
     signed = _record_unprotected(station, question, clients, "model-update")
@@ -107,7 +113,9 @@ def answer_report(station: Station, question: Question, clients: Sequence[int]) 
     if todo:
         asked = [clients[i] for i in todo]
         masks = _masks_or_nothing(station, question, asked, mechanism.num_units, select)
-        sources = [station.randomness(question, "report", question.round, client) for client in asked]
+        sources = [
+            station.randomness(question, "report", question.round, client) for client in asked
+        ]
         drawn = [bytes(report) for report in mechanism.randomize_many(masks, sources)]
         station.ledger.store_many([(entries[i], drawn[k]) for k, i in enumerate(todo)])
         for k, i in enumerate(todo):
@@ -159,9 +167,7 @@ def answer_evaluate(station: Station, question: Question, clients: Sequence[int]
     if recorded:
         receipts = _record_unprotected(station, question, clients, "count-table")
     return [
-        answer_content(
-            client, {"table": tables[i].astype("<i8").tobytes(), "receipt": receipts[i]}
-        )
+        answer_content(client, {"table": tables[i].astype("<i8").tobytes(), "receipt": receipts[i]})
         for i, client in enumerate(clients)
     ]
 
@@ -276,9 +282,7 @@ app = make_client_app()
 # Parts of the answers.
 
 
-def _report_answer(
-    station: Station, question: Question, entry: Entry, report: bytes
-) -> RecordDict:
+def _report_answer(station: Station, question: Question, entry: Entry, report: bytes) -> RecordDict:
     fields: dict[str, Scalar | bytes] = {
         "report": report,
         "epsilon": entry.epsilon,

@@ -214,4 +214,3 @@ def _sentences(failures: dict[int, FedpruneError]) -> str:
     ]
     more = len(failures) - len(named)
     return "; ".join(named) + (f"; and {more} more" if more > 0 else "")
-

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from flwr.app import RecordDict
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedprune.config import Config, Scalar

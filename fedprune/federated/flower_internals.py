@@ -1,7 +1,7 @@
 """The few places where fedprune touches what Flower keeps to itself.
 
-Checked with flwr 1.41 and ray 2.55. A message can only be made once the current task has an identity, which
-Flower's own server process sets; the local grid sets it here.
+Checked with flwr 1.41 and ray 2.55. A message can only be made once the current task has an
+identity, which Flower's own server process sets; the local grid sets it here.
 """
 
 from __future__ import annotations

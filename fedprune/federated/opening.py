@@ -38,7 +38,9 @@ def station_of(
     if key not in _STATIONS:
         close_stations()
         config = configuration.from_flat(run_config)
-        _STATIONS[key] = _simulated(config, flower_run) if simulated else _deployed(config, node_config)
+        _STATIONS[key] = (
+            _simulated(config, flower_run) if simulated else _deployed(config, node_config)
+        )
     return _STATIONS[key]
 
 

@@ -69,9 +69,7 @@ def _new_or_same(path: Path, config: Config) -> RunFolder:
         return RunFolder.create(path, config.model_copy(update={"out": str(path)}))
     folder = RunFolder.open(path)
     if _one_seed(folder.config) != config:
-        raise RunError(
-            f"{path} holds a run of another configuration; name another folder with out"
-        )
+        raise RunError(f"{path} holds a run of another configuration; name another folder with out")
     return folder
 
 

@@ -17,11 +17,12 @@ from fedprune.federated.server import check_continuable, run
 from fedprune.progress import Reporter
 from fedprune.runs import RunFolder, compare_over_seeds
 
-
 Engine: TypeAlias = Callable[[RunFolder, Reporter], None]
 
 
-def simulate(config: Config, out: str | Path, reporter: Reporter, engine: str = "local") -> JsonDict:
+def simulate(
+    config: Config, out: str | Path, reporter: Reporter, engine: str = "local"
+) -> JsonDict:
     """Start a simulation in a new folder; further seeds get folders of their own inside it.
 
     Args:

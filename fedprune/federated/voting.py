@@ -132,9 +132,7 @@ def _task(experiment: Experiment, layout: UnitLayout, step: Step) -> dict[str, S
     }
 
 
-def _collect_reports(
-    experiment: Experiment, held: Held, step: Step
-) -> tuple[VoteEstimate, int]:
+def _collect_reports(experiment: Experiment, held: Held, step: Step) -> tuple[VoteEstimate, int]:
     layout = held.layout()
     mechanism = ThresholdResponse(experiment.config.privacy.epsilon, len(layout))
     settings = _task(experiment, layout, step) | {
@@ -143,6 +141,7 @@ def _collect_reports(
         "threshold": mechanism.threshold,
     }
     question = experiment.question(f"report-{step.number}", held, settings)
+
     def read(client: int, answer: RecordDict) -> Report:
         return _checked_report(mechanism, layout, client, answer)
 

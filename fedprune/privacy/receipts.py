@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedprune.errors import LedgerError
@@ -103,9 +103,9 @@ class Receipt:
     @property
     def message(self) -> bytes:
         """What is signed: a version string and every field, each with its length in front."""
-        fields = {k: v for k, v in asdict(self).items() if k != "signature"}
-        fields["epsilon"], fields["delta"] = self.epsilon.hex(), self.delta.hex()
-        return framed([_DOMAIN, *fields.values()])
+        signed = {"epsilon": self.epsilon.hex(), "delta": self.delta.hex()}
+        names = [name for name in self.__dataclass_fields__ if name != "signature"]
+        return framed([_DOMAIN, *(signed.get(name, getattr(self, name)) for name in names)])
 
     @property
     def entry(self) -> Entry:
@@ -163,8 +163,8 @@ class Receipt:
         Raises:
             LedgerError: naming the first field that differs.
         """
-        wanted = asdict(replace(asked, stage=self.entry.stage, report=report))
-        for name, found in asdict(self.entry).items():
+        wanted = vars(replace(asked, stage=self.entry.stage, report=report))
+        for name, found in vars(self.entry).items():
             if found != wanted[name]:
                 said = "other bytes" if name == "report" else f"{found!r}, not {wanted[name]!r}"
                 raise LedgerError(
@@ -174,7 +174,7 @@ class Receipt:
 
     def to_line(self) -> str:
         """Write as one line of JSON, without the line's end."""
-        content = {"schema": SCHEMA, **asdict(self), "report": self.report.hex()}
+        content = {"schema": SCHEMA, **vars(self), "report": self.report.hex()}
         return json.dumps(content, allow_nan=False)
 
     @classmethod

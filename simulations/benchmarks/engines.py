@@ -71,9 +71,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def one_run(
-    engine: str, folder: Path, settings: tuple[str, ...], clients: int
-) -> dict[str, float]:
+def one_run(engine: str, folder: Path, settings: tuple[str, ...], clients: int) -> dict[str, float]:
     """Run one engine; give its measures."""
     command = [sys.executable, "-m", "fedprune", "simulate", "--json", "--engine", engine]
     command += ["--out", str(folder)]
@@ -132,7 +130,9 @@ def _bytes_of(process: psutil.Process) -> int:
 
 def mask_of(folder: Path) -> list[bool]:
     """The final mask of a run."""
-    mask: list[bool] = RunFolder.open(folder).read_tensors("votes.safetensors")["step1.mask"].tolist()
+    mask: list[bool] = (
+        RunFolder.open(folder).read_tensors("votes.safetensors")["step1.mask"].tolist()
+    )
     return mask
 
 

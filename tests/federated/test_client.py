@@ -19,8 +19,8 @@ from fedprune.federated.flower_internals import identify_server_task
 from fedprune.federated.introduction import Introduction, introduction_question
 from fedprune.federated.local_grid import LocalGrid
 from fedprune.federated.messages import Question
-from fedprune.federated.process import inside_simulation
 from fedprune.federated.opening import close_stations
+from fedprune.federated.process import inside_simulation
 from fedprune.privacy import Ledger, Receipt, Report, ThresholdResponse
 from fedprune.runs import Architecture, weights_vector
 

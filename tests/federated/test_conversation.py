@@ -15,8 +15,8 @@ from fedprune import config as configuration
 from fedprune.errors import FederationError, FedpruneError, LedgerError, ReportError
 from fedprune.federated import server
 from fedprune.federated.local_grid import LocalGrid
-from fedprune.federated.simulate import resume
 from fedprune.federated.opening import close_stations
+from fedprune.federated.simulate import resume
 from fedprune.progress import Quiet
 from fedprune.runs import RunFolder
 
@@ -85,9 +85,7 @@ def test_a_malformed_answer_names_its_client_and_leaves_no_summary(
 
 
 def test_a_missing_answer_is_counted(tmp_path: Path) -> None:
-    with pytest.raises(
-        FederationError, match="client 3 gave no answer in time"
-    ):
+    with pytest.raises(FederationError, match="client 3 gave no answer in time"):
         run_with(tmp_path / "run", "train", drop=True)
 
 
