@@ -205,6 +205,9 @@ def _bound_lead(certified: Json) -> tuple[str, ...]:
 
 
 def _robustness_notes(summary: Json, robustness: Json, certified: Json) -> list[Note]:
+    reason = robustness.get("no_bound_because")
+    if reason:
+        return [Note("mind", f"No bound is stated, since none would be rigorous: {reason}.")]
     before, after = (say.number(robustness.get(f"upper_{s}")) for s in ("dense", "pruned"))
     dense, pruned = (say.number(say.pick(summary, f"accuracy.{s}")) for s in ("dense", "pruned"))
     sure_before, sure_after = (say.number(certified.get(s)) for s in ("dense", "pruned"))

@@ -101,7 +101,8 @@ def check_robustness(evidence: Evidence) -> Iterator[Finding]:
     def enclosed() -> str | None:
         claimed = evidence.summary["robustness"]
         for name in ("dense", "pruned"):
-            if not claimed[f"lower_{name}"] <= claimed[f"upper_{name}"]:
+            lower, upper = claimed[f"lower_{name}"], claimed[f"upper_{name}"]
+            if upper is not None and not lower <= upper:
                 return f"robustness.upper_{name} lies below lower_{name}"
         return None
 
@@ -126,7 +127,7 @@ def check_robustness(evidence: Evidence) -> Iterator[Finding]:
             uncertified,
             "none is",
         )
-    elif evidence.config.evaluate.tables != "off":
+    elif evidence.config.evaluate.tables != "off" and evidence.summary["robustness"]["method"]:
         yield check(
             "robustness", "certified accuracy follows from margins and bounds", certified, "redone"
         )

@@ -121,7 +121,7 @@ def robustness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDic
         found = lipschitz_bounds(experiment.folder, std)
         found["input_std"] = None if std is None else list(std)
         found["input_unit"] = experiment.schema.input_unit
-        if experiment.simulated and experiment.tables_wanted:
+        if found["method"] and experiment.simulated and experiment.tables_wanted:
             margins = {
                 "dense": _margins(experiment, dense, "margins-dense"),
                 "pruned": _margins(experiment, held, "margins-pruned"),

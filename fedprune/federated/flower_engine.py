@@ -23,6 +23,7 @@ import fedprune
 from fedprune import config as configuration
 from fedprune.config import Config, Scalar
 from fedprune.errors import ConfigError, FederationError
+from fedprune.federated.processes import listens
 from fedprune.federated.superlink import SuperLink, superlink
 from fedprune.federated.supernode import CLIENT_APP
 from fedprune.progress import PROGRESS_VARIABLE, Follower, Reporter
@@ -140,6 +141,7 @@ def check_resources(config: Config) -> None:
 
     Raises:
         ConfigError: naming the key.
+        FederationError: if no Ray cluster is where the configuration says.
     """
     engine, there = config.engine, os.cpu_count() or 1
     if engine.ray_address and engine.actors:
@@ -152,6 +154,17 @@ def check_resources(config: Config) -> None:
             f"engine.cpus_per_client must be at most {there} on this machine, "
             f"got {engine.cpus_per_client}"
         )
+    if engine.ray_address:
+        _require_cluster(engine.ray_address)
+
+
+def _require_cluster(address: str) -> None:
+    """Check that somebody listens there: Ray itself would try for a long time."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"engine.ray_address must be host:port or empty, got {address!r}")
+    if not listens(int(port), host.strip("[]")):
+        raise FederationError(f"no Ray cluster answers at engine.ray_address = {address!r}")
 
 
 def importable() -> dict[str, str]:

@@ -217,9 +217,11 @@ def require_free_port(port: int, host: str = LOOPBACK) -> None:
 
 def listens(port: int, host: str = LOOPBACK) -> bool:
     """Whether somebody accepts connections there."""
-    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex((host, port)) == 0
+    try:
+        with socket.create_connection((host, port), timeout=1.0):
+            return True
+    except OSError:
+        return False
 
 
 def tail(path: Path, start: int = 0) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 from fedprune import config as configuration
 from fedprune import fairness, privacy, robustness
 from fedprune.config import Config
+from fedprune.errors import UnsupportedOpError
 from fedprune.privacy import Ledger
 from fedprune.privacy.accounting import CLIENT, REPLACEMENT
 from fedprune.privacy.chain import RESERVED, STORED
@@ -231,12 +232,20 @@ def fairness_of_tables(stored: JsonDict) -> JsonDict:
 
 
 def lipschitz_bounds(folder: RunFolder, input_std: Sequence[float] | None) -> JsonDict:
-    """Bound both stored models: upper and lower, dense and pruned, and the method."""
-    found: JsonDict = {}
-    for name, (model, architecture) in _models(folder):
-        bound = robustness.lipschitz(model, architecture.example_input, input_std=input_std)
-        found[f"upper_{name}"], found[f"lower_{name}"] = bound.upper, bound.lower
-        found["method"] = bound.method
+    """Bound both stored models: upper and lower, dense and pruned, and the method.
+
+    Where an operation of the network has no rigorous rule, all of them are None and
+    `no_bound_because` names it.
+    """
+    names = [f"{side}_{model}" for model in ("dense", "pruned") for side in ("upper", "lower")]
+    found: JsonDict = dict.fromkeys([*names, "method", "no_bound_because"])
+    try:
+        for name, (model, architecture) in _models(folder):
+            bound = robustness.lipschitz(model, architecture.example_input, input_std=input_std)
+            found[f"upper_{name}"], found[f"lower_{name}"] = bound.upper, bound.lower
+            found["method"] = bound.method
+    except UnsupportedOpError as error:
+        return dict.fromkeys(found) | {"no_bound_because": str(error)}
     return found
 
 
