@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+
 from fedprune import progress
 from fedprune.progress import Follower, Lines, Relay, follow, from_environment
 
@@ -105,10 +106,9 @@ def test_a_wrong_total_breaks_nothing(path: Path, there: int, total: int) -> Non
 
 def test_counts_arrive_while_the_work_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_RELAY_SECONDS", 0.0)
-    events = []
-    for _ in Relay(path).track(range(3), "rounds", 3):
-        events.append(path.read_text().splitlines()[-1])
-    assert [json.loads(event).get("done") for event in events] == [None, 1, 2]
+    relay = Relay(path)
+    seen = [path.read_text().splitlines()[-1] for _ in relay.track(range(3), "rounds", 3)]
+    assert [json.loads(event).get("done") for event in seen] == [None, 1, 2]
 
 
 def test_following_ends_when_the_other_side_has_ended_and_gives_its_sentence(path: Path) -> None:

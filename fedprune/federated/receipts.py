@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from flwr.app import RecordDict
 
@@ -53,12 +54,20 @@ class ReceiptBook:
     def keep(self, line: str) -> None:
         """Append a receipt durably, first cutting off what a crash left of another."""
         with open(self.folder.path / RECEIPTS, "a+b") as file:
-            file.seek(0)
-            content = file.read()
-            file.truncate(content.rfind(b"\n") + 1)
+            _cut_torn_end(file)
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _cut_torn_end(file: BinaryIO) -> None:
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return
+    file.seek(size - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _expected(kind: str, question: Question, client: int) -> Entry:

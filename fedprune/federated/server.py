@@ -25,8 +25,8 @@ from fedprune.progress import Reporter
 from fedprune.runs import (
     Architecture,
     RunFolder,
+    is_run_of,
     ledger_contradiction,
-    run_id,
     seal,
     weights_vector,
 )
@@ -105,7 +105,8 @@ def check_continuable(folder: RunFolder) -> None:
         LedgerError: if the ledger was rolled back.
     """
     for event in folder.events()[:1]:
-        if str(event["result"].get("run")).split("-")[0] != run_id(folder.config):
+        name = event["result"].get("run")
+        if not any(is_run_of(name, folder.config, simulated) for simulated in (True, False)):
             raise RunError(
                 f"{folder.path / 'config.toml'} was changed after the run had begun; a run has "
                 "one configuration, start another for the new one"

@@ -85,6 +85,7 @@ def compose_pure(epsilons: Iterable[float]) -> Fraction:
 
 def not_covered(kinds: Iterable[str]) -> list[str]:
     """Say what the mask reports' epsilon does not cover, from the kinds of message sent."""
+    sent = set(kinds)
     words = {
         "model-update": "model updates of training and fine-tuning rounds are sent unprotected",
         "count-table": "count tables of evaluation rounds are sent unprotected",
@@ -101,7 +102,7 @@ def not_covered(kinds: Iterable[str]) -> list[str]:
             "this simulation only"
         ),
     }
-    return [words[kind] for kind in words if kind in set(kinds)]
+    return [words[kind] for kind in words if kind in sent]
 
 
 def overall_client_epsilon(epsilon: float, kinds_sent: Iterable[str]) -> float | None:

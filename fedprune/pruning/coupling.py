@@ -16,6 +16,8 @@ from fedprune.errors import PruningError
 from fedprune.pruning.members import CONVOLUTIONS, Layer, kind_of
 from fedprune.pruning.tracing import Trace
 
+_MANY_CHANNELS = 2**16  # always followed; far more than the widest layer has are a wrong guess
+
 
 class _Tied(NamedTuple):
     """A channel and the element it is tied to, as torch-pruning's index mappings expect it."""
@@ -58,9 +60,12 @@ class Coupling:
         """Follow every dependency from the outputs of every layer that mixes channels.
 
         Raises:
-            PruningError: if an operation repeats channels in a way that cannot be followed.
+            PruningError: if an operation repeats or multiplies channels in a way that cannot be
+                followed.
         """
         self._name = trace.name
+        widths = [max(Layer.channels_of(module)) for module in trace.calls]
+        self._limit = max(_MANY_CHANNELS, 16 * max(widths, default=0))
         self._node_of = {id(node.module): node for node in trace.graph.module2node.values()}
         self._elements = _Elements()
         self._propagate(list(trace.calls))
@@ -100,6 +105,12 @@ class Coupling:
         return [_Tied(channel, element) for channel, element in fresh if element is not None]
 
     def _tie(self, node: Any, side: str, mapped: list[Any]) -> list[_Tied]:
+        if len(mapped) > self._limit:
+            # Sizes that an attention layer reshapes to are taken for channels, time after time.
+            raise PruningError(
+                f"{self._name} cannot be pruned exactly: torch-pruning sees {len(mapped):,} "
+                f"channels at {node.name}, more than any of its layers can have"
+            )
         fresh = []
         for tied in mapped:
             if tied.root_idx is None:

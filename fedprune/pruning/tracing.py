@@ -7,6 +7,7 @@ and says which channels of which operations are tied to each other.
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,7 +154,10 @@ class _CallCounter:
 
 def _dependency_graph(framed: _Framed, example_input: Tensor, name: str) -> Any:
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), warnings.catch_warnings():
+            # Where it gives up with a warning the layout is wrong, and the trial on random weights
+            # says so.
+            warnings.simplefilter("ignore")
             return tp.DependencyGraph().build_dependency(
                 framed, example_input, forward_fn=lambda m, x: m(x), verbose=False
             )

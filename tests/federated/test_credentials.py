@@ -13,6 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
 from fedprune.errors import FederationError
 from fedprune.federated.credentials import Certificates, make_certificates, make_node_keys
 

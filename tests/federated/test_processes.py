@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from fedprune.errors import FederationError
 from fedprune.federated import processes
 from fedprune.federated.processes import (

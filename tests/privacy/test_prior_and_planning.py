@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from fedprune.errors import PrivacyError
-from fedprune.privacy import magnitude_posterior, predict_recall, variance_for_recall
+from fedprune.privacy import (
+    magnitude_posterior,
+    not_covered,
+    predict_recall,
+    variance_for_recall,
+)
 
 
 def world(seed: int, variance: float, correlation: float) -> tuple[np.ndarray, ...]:
@@ -104,3 +109,9 @@ def test_extreme_fractions_are_predicted_and_inverted(keep: float) -> None:
     assert predict_recall(variance_for_recall(target, keep), keep) == pytest.approx(
         target, abs=1e-3
     )
+
+
+def test_what_no_epsilon_covers_is_listed_whole_from_any_iterable() -> None:
+    kinds = ["count-table", "model-update", "count-table"]
+    assert not_covered(iter(kinds)) == not_covered(kinds)
+    assert len(not_covered(kinds)) == 2
