@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedprune import audit, data, hardware
+from fedprune import data, hardware
 from fedprune import config as configuration
 from fedprune.federated.simulate import simulate
 from fedprune.progress import Quiet
