@@ -58,8 +58,8 @@ def load(
 ) -> nn.Module:
     """Build the network called `name`, in evaluation mode, with weights from a file or fresh ones.
 
-    Every network of this package and of torchvision can be traced by `torch.fx` and changes no
-    tensor in place. Nothing is ever downloaded.
+    Networks of this package can be traced by `torch.fx`, and they and torchvision's overwrite no
+    layer's output in place. Nothing is ever downloaded.
 
     Args:
         name: a key of `FAMILIES`, a classifier of torchvision, or "package.module:function", a

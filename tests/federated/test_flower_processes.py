@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import socket
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,7 +18,7 @@ from helpers import small_config
 from fedprune import config as configuration
 from fedprune.config import Scalar
 from fedprune.errors import ConfigError, FederationError
-from fedprune.federated import flower_engine, pinned
+from fedprune.federated import pinned
 from fedprune.federated.control import Control
 from fedprune.federated.credentials import Certificates, NodeKeys, make_certificates, make_node_keys
 from fedprune.federated.flower_engine import FlowerEngine, flower_simulation, resources, write_app
@@ -263,8 +265,6 @@ def test_where_no_superlink_is_both_sides_say_so(tmp_path: Path) -> None:
 
 
 def test_what_cannot_start_is_refused_before_it_is_tried(tmp_path: Path) -> None:
-    import socket
-
     certificates, keys = make_certificates(tmp_path / "tls"), make_node_keys(tmp_path, "north")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -318,18 +318,19 @@ def test_runs_share_a_simulation_and_one_that_fails_says_its_own_sentence(
     monkeypatch.chdir(tmp_path)
     small = ("data.clients=4", "train.rounds=0", "train.fine_tune_rounds=0", "engine.actors=1")
     config = small_config(*small, "evaluate.baselines=false", "evaluate.certified_rows=10")
-    wrong = small_config(*small, "data.dataset=no_such_module:rows")
-    before = set(flower_engine.Path(flower_engine.tempfile.gettempdir()).glob("fedprune-*"))
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "config.toml").write_text("seed = 2")
+    before = set(Path(tempfile.gettempdir()).glob("fedprune-*"))
     with flower_simulation(config) as engine:
-        with pytest.raises(FederationError, match="no_such_module"):
-            engine.run(wrong, tmp_path / "wrong", Listener())
+        with pytest.raises(FederationError, match=r"taken.*another configuration"):
+            engine.run(config, Path("taken"), Listener())
         engine.run(config, Path("right"), Listener())
         pid = engine.link.pid
     assert (tmp_path / "right" / "summary.json").is_file()
     assert any("units" in line for line in told)
     assert "reports of step 1" in told
     assert not Path(f"/proc/{pid}").exists()
-    after = set(flower_engine.Path(flower_engine.tempfile.gettempdir()).glob("fedprune-*"))
+    after = set(Path(tempfile.gettempdir()).glob("fedprune-*"))
     assert after <= before  # nothing is left behind
 
 
@@ -376,8 +377,6 @@ def simulate(
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
     """A folder whose name is short enough for Ray's sockets."""
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="fp-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 

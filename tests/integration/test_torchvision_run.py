@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedprune import data, hardware
 from fedprune import config as configuration
+from fedprune import data, hardware
 from fedprune.federated.simulate import simulate
 from fedprune.progress import Quiet
 from fedprune.runs import RunFolder
