@@ -13,7 +13,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 import tomllib
@@ -257,10 +256,10 @@ class Control:
 def flower_environment(home: Path, environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """Make the variables that keep Flower and Ray quiet, local and out of the user's home.
 
-    Flower starts its helpers by bare name, so the running interpreter's folder comes first in
-    PATH; loopback addresses are kept away from proxies.
+    Flower starts its helpers by bare name, so the folder that has them comes first in PATH; loopback addresses are kept away from proxies.
     """
     base = {**os.environ, **(environment or {})}
+    scripts = Path(program("flower-superexec")).parent
     local = ",".join(filter(None, [base.get("NO_PROXY", ""), "127.0.0.1,localhost,::1"]))
     return {
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -270,7 +269,7 @@ def flower_environment(home: Path, environment: Mapping[str, str] | None = None)
         "RAY_USAGE_STATS_ENABLED": "0",
         **(environment or {}),
         "FLWR_HOME": str(home.absolute()),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), base.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join([str(scripts), base.get("PATH", os.defpath)]),
         "NO_PROXY": local,
         "no_proxy": local,
     }

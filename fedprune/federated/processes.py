@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -182,15 +184,19 @@ def _start(
 
 
 def program(name: str) -> str:
-    """Find one of Flower's commands beside the running interpreter, whatever PATH says.
+    """Find one of Flower's commands where this interpreter's packages put them, then in PATH.
 
     Raises:
-        FederationError: if it is not installed there.
+        FederationError: if it is nowhere.
     """
-    found = Path(sys.executable).with_name(name)
-    if not found.is_file():
-        raise FederationError(f"{found} is missing: is flwr installed for {sys.executable}?")
-    return str(found)
+    own = [Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))]
+    own.append(Path(sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user"))))
+    found = shutil.which(name, path=os.pathsep.join(map(str, own))) or shutil.which(name)
+    if found is None:
+        raise FederationError(
+            f"the command {name} is missing: is flwr installed for {sys.executable}?"
+        )
+    return found
 
 
 def free_port(host: str = LOOPBACK) -> int:

@@ -194,7 +194,7 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_flowers_programs_are_found_beside_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert os.access(program("flower-superlink"), os.X_OK)
-    with pytest.raises(FederationError, match="flower-nothing is missing"):
+    with pytest.raises(FederationError, match="command flower-nothing is missing"):
         program("flower-nothing")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -10,11 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import SMALL
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fedprune.cli import app, main
+from fedprune.runs import RunFolder
 
 SETS = [part for override in SMALL for part in ("--set", override)]
 
@@ -298,3 +301,68 @@ def test_export_and_report_write_where_they_are_told(run: Path, tmp_path: Path) 
     page = tmp_path / "page.html"
     assert runner.invoke(app, ["report", str(run), "--out", str(page)]).exit_code == 0
     assert page.read_text().startswith("<!doctype html>")
+
+
+def test_pt2_runs_without_fedprune_and_gives_the_pruned_model_s_outputs(run: Path) -> None:
+    done = fedprune("export", str(run), "--format", "pt2", "--json")
+    assert done.returncode == 0, done.stderr
+    path = json.loads(done.stdout)["path"]
+    model, architecture = RunFolder.open(run).load_pruned()
+    inputs = torch.randn(5, *architecture.input_shape)
+    loaded = torch.export.load(path).module()
+    torch.testing.assert_close(loaded(inputs), model(inputs))
+
+
+@pytest.mark.parametrize("command", ["show", "verify"])
+def test_a_ledger_is_shown_and_verified_as_lines_and_as_json(run: Path, command: str) -> None:
+    ledger = str(run / "ledger.sqlite")
+    lines, machine = (fedprune("ledger", command, ledger, *more) for more in ([], ["--json"]))
+    assert (lines.returncode, machine.returncode) == (0, 0), lines.stderr + machine.stderr
+    assert isinstance(json.loads(machine.stdout), dict)
+    missing = fedprune("ledger", command, str(run / "nowhere.sqlite"))
+    assert missing.returncode == 2
+    assert missing.stderr.count("\n") == 1
+
+
+def test_every_command_that_finds_something_out_says_it_in_json(run: Path, tmp_path: Path) -> None:
+    commands = [
+        ["report", str(run), "--out", str(tmp_path / "page.html")],
+        ["export", str(run)],
+        ["resume", str(run)],
+        ["deploy", "certificates", str(tmp_path / "certificates")],
+        ["deploy", "keys", str(tmp_path / "keys"), "one", "two"],
+    ]
+    for command in commands:
+        done = fedprune(*command, "--json")
+        assert done.returncode == 0, done.stderr
+        assert isinstance(json.loads(done.stdout), dict), command
+    again = fedprune("deploy", "keys", str(tmp_path / "keys"), "one")
+    assert again.returncode == 2
+
+
+def test_the_shell_completes_configuration_keys() -> None:
+    environment = {
+        "_FEDPRUNE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "fedprune simulate --set privacy.e",
+        "COMP_CWORD": "3",
+    }
+    script = "from fedprune.cli import app; app(prog_name='fedprune')"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "privacy.epsilon=" in done.stdout
+
+
+def test_a_client_with_an_impossible_budget_is_refused_at_once(
+    tmp_path: Path,
+) -> None:
+    done = fedprune(
+        *("deploy", "supernode", "--superlink", "127.0.0.1:1", "--client", "0"),
+        *("--data-root", str(tmp_path), "--ledger", str(tmp_path / "l.sqlite"), "--epsilon", "-1"),
+    )
+    assert done.returncode == 2
+    assert "epsilon must be a number above 0" in done.stderr

@@ -34,6 +34,25 @@ def test_four_hospitals_end_to_end_and_audited(data_root: Path, tmp_path: Path) 
     assert runner.invoke(app, ["audit", str(out)]).exit_code == 0
 
 
+def test_adult_with_crossed_groups_end_to_end_and_audited(data_root: Path, tmp_path: Path) -> None:
+    runner, out = CliRunner(), tmp_path / "adult"
+    arguments = [
+        "simulate", str(CONFIGS / "adult.toml"), "--out", str(out), "--json",
+        "--set", f"data.root={data_root}", "--set", "evaluate.seeds=1",
+        "--set", "train.rounds=8", "--set", "train.fine_tune_rounds=2",
+    ]  # fmt: skip
+    done = runner.invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["accuracy"]["dense"] > 0.8
+    fairness = summary["fairness"]
+    assert fairness["group"] == "sex x race"
+    low, high = fairness["gap_change_interval"]
+    assert low <= fairness["gap_change"] <= high
+    assert len(json.loads((out / "tables.json").read_text())["names"]) == 10
+    assert runner.invoke(app, ["audit", str(out)]).exit_code == 0
+
+
 REAL = [("lenet", "digits", ""), ("mlp", "digits", ""), ("mlp", "heart", "")]
 REAL += [(f"resnet{depth}", "cifar10", "") for depth in (20, 32, 44, 56)]
 REAL += [

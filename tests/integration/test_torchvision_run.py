@@ -45,7 +45,7 @@ def random_images(root: str | Path, *, seed: int) -> data.Dataset:
     return data.from_arrays("random-images", train=rows(16), test=rows(8), num_classes=CLASSES)
 
 
-def test_resnet18_is_pruned_bounded_certified_and_audited(tmp_path: Path) -> None:
+def test_resnet18_is_trained_voted_on_pruned_bounded_and_certified(tmp_path: Path) -> None:
     summary = simulate(configuration.load(None, list(OVERRIDES)), tmp_path / "run", Quiet())
     folder = RunFolder.open(tmp_path / "run")
     small, architecture = folder.load_pruned()
@@ -55,6 +55,7 @@ def test_resnet18_is_pruned_bounded_certified_and_audited(tmp_path: Path) -> Non
     assert cost.params < 0.5 * summary["cost"]["dense"]["params"]
     robustness = summary["robustness"]
     for model in ("dense", "pruned"):
-        assert 0 < robustness[f"lower_{model}"] <= robustness[f"upper_{model}"]
+        # After two rounds on noise the pruned network may well be constant: a lower bound of 0.
+        assert 0 <= robustness[f"lower_{model}"] <= robustness[f"upper_{model}"]
         assert 0 <= summary["certified_accuracy"][model] <= 1
     assert summary["accuracy"]["pruned"] == pytest.approx(1 / CLASSES, abs=0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedprune.robustness import spectral
 from fedprune.robustness.layer_norms import (
     Axis,
     Geometry,
@@ -23,7 +25,7 @@ from fedprune.robustness.layer_norms import (
     unfolding_norm,
 )
 from fedprune.robustness.lipschitz import bound_network
-from fedprune.robustness.spectral import gram_bound, matrix_norm, stack_norm
+from fedprune.robustness.spectral import cholesky_bound, gram_bound, matrix_norm, stack_norm
 
 
 def matrix_of(layer: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -125,23 +127,60 @@ def test_the_torus_bound_is_close_to_the_truth(
     assert found <= bound <= ratio * found
 
 
-def test_gram_iteration_is_above_the_svd_and_close_to_it() -> None:
+Bound = Callable[..., float]
+ITERATED = pytest.mark.parametrize("bound", [gram_bound, cholesky_bound])
+
+
+@ITERATED
+def test_bounds_of_stacks_are_above_the_svd_and_close_to_it(bound: Bound) -> None:
     rng = np.random.default_rng(0)
-    for shape in [(1, 5, 5), (30, 4, 9), (30, 9, 4), (3, 1, 7), (2, 40, 40)]:
-        stack = rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
-        truth = np.linalg.svd(stack, compute_uv=False).max()
-        for scale in (1.0, 1e-120, 1e120):
-            bound = gram_bound(stack * scale)
-            assert truth * scale <= bound <= truth * scale * (1 + 1e-3)
+    for shape in [(1, 5, 5), (30, 4, 9), (30, 9, 4), (3, 1, 7), (2, 40, 40), (3, 70, 90)]:
+        real, imaginary = rng.standard_normal((2, *shape))
+        for stack in (real, real + 1j * imaginary):
+            truth = np.linalg.svd(stack, compute_uv=False).max()
+            for scale in (1.0, 1e-120, 1e120):
+                assert truth * scale <= bound(stack * scale) <= truth * scale * (1 + 1e-3)
 
 
-def test_gram_iteration_of_a_multiple_of_an_isometry_still_bounds() -> None:
+@ITERATED
+def test_bounds_of_a_multiple_of_an_isometry_still_bound(bound: Bound) -> None:
     stack = 3 * np.eye(50)[None]
-    assert 3.0 <= gram_bound(stack) <= 3.0 * 1.001
+    assert 3.0 <= bound(stack) <= 3.0 * 1.001
 
 
-def test_a_floor_is_never_lost() -> None:
-    assert gram_bound(np.eye(3)[None], floor=5.0) >= 5.0
+@ITERATED
+def test_a_bound_exceeds_the_largest_matrix_wherever_it_stands_in_the_stack(bound: Bound) -> None:
+    rng = np.random.default_rng(1)
+    spread = rng.standard_normal((8, 12, 12))  # large Frobenius norms, no direction stands out
+    sharp = 9.0 * np.outer(*np.linalg.qr(rng.standard_normal((12, 2)))[0].T)[None]
+    assert np.linalg.norm(sharp) < np.linalg.norm(spread, axis=(1, 2)).min()
+    assert np.linalg.norm(spread, 2, axis=(1, 2)).max() < 9.0
+    for order in (np.concatenate([spread, sharp]), np.concatenate([sharp, spread])):
+        assert 9.0 <= bound(order) <= 9.0 * 1.001
+
+
+def test_a_bad_estimate_makes_a_cholesky_bound_loose_and_never_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stack = np.random.default_rng(2).standard_normal((4, 20, 20))
+    truth = np.linalg.svd(stack, compute_uv=False).max()
+    estimate = spectral._largest_eigenvalue
+    for factor in (0.9, 1.2):
+        monkeypatch.setattr(spectral, "_largest_eigenvalue", lambda g, f=factor: f * estimate(g))
+        assert truth <= cholesky_bound(stack) <= 1.25 * truth
+    monkeypatch.setattr(spectral, "_largest_eigenvalue", lambda _: 0.0)
+    with pytest.raises(np.linalg.LinAlgError):
+        cholesky_bound(stack)
+    large = np.random.default_rng(3).standard_normal((20, 100, 120))
+    assert stack_norm(large).method == "gram"
+    monkeypatch.undo()
+    assert stack_norm(large).method == "cholesky"
+
+
+@ITERATED
+def test_a_floor_is_never_lost(bound: Bound) -> None:
+    assert bound(np.eye(3)[None], floor=5.0) >= 5.0
+    assert bound(6 * np.eye(3)[None], floor=5.0) >= 6.0
     assert stack_norm(np.eye(3)[None], floor=5.0).value >= 5.0
 
 
@@ -150,10 +189,11 @@ def test_matrix_norms_exceed_those_in_twice_the_precision() -> None:
     for _ in range(200):
         rows, columns = rng.integers(1, 9, size=2)
         entries = rng.integers(-9, 10, size=(rows, columns))
-        bound = matrix_norm(entries.astype(np.float64)).value
+        exact = entries.astype(np.float64)
         # ||A||^2 is the largest eigenvalue of an integer matrix: t^2 I - A^T A is positive
         # definite in exact arithmetic for every rational t above the norm
-        assert _is_positive_definite(bound, entries)
+        assert _is_positive_definite(matrix_norm(exact).value, entries)
+        assert _is_positive_definite(cholesky_bound(exact[None], tolerance=1e-15), entries)
 
 
 def _is_positive_definite(bound: float, entries: np.ndarray) -> bool:
