@@ -26,6 +26,7 @@ import tomli_w
 
 from fedprune.config import Scalar
 from fedprune.errors import FederationError
+from fedprune.federated.environment import flower_environment
 from fedprune.federated.processes import program, running, tail
 from fedprune.federated.reasons import exit_reason, unreachable
 
@@ -251,28 +252,6 @@ class Control:
         return (
             f"flwr {command} failed at the SuperLink {self.address}: {words or 'no reason given'}"
         )
-
-
-def flower_environment(home: Path, environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Make the variables that keep Flower and Ray quiet, local and out of the user's home.
-
-    Flower starts its helpers by bare name, so the folder that has them comes first in PATH; loopback addresses are kept away from proxies.
-    """
-    base = {**os.environ, **(environment or {})}
-    scripts = Path(program("flower-superexec")).parent
-    local = ",".join(filter(None, [base.get("NO_PROXY", ""), "127.0.0.1,localhost,::1"]))
-    return {
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        **(environment or {}),
-        "FLWR_HOME": str(home.absolute()),
-        "PATH": os.pathsep.join([str(scripts), base.get("PATH", os.defpath)]),
-        "NO_PROXY": local,
-        "no_proxy": local,
-    }
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedprune.errors import FederationError
-from fedprune.federated.control import Control, flower_environment
+from fedprune.federated.control import Control
 from fedprune.federated.credentials import Certificates
+from fedprune.federated.environment import flower_environment
 from fedprune.federated.processes import (
     LOOPBACK,
     Process,

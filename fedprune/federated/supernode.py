@@ -12,7 +12,7 @@ import tomli_w
 
 from fedprune.config import Scalar
 from fedprune.errors import FederationError
-from fedprune.federated.control import flower_environment
+from fedprune.federated.environment import flower_environment
 from fedprune.federated.pinned import write_programs
 from fedprune.federated.processes import (
     LOOPBACK,
