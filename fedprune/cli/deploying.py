@@ -34,7 +34,7 @@ def certificates(
     lines = [
         f"flower-superlink --ssl-ca-certfile {made.ca} --ssl-certfile {made.certificate} "
         f"--ssl-keyfile {made.key} --enable-supernode-auth",
-        f"flower-supernode --root-certificates {made.ca}",
+        f"fedprune deploy supernode --root-certificates {made.ca} ...   # at each client",
     ]
     found = {"ca": str(made.ca), "certificate": str(made.certificate), "key": str(made.key)}
     show(found, lines, as_json)
@@ -53,7 +53,7 @@ def keys(
     lines = []
     for name, pair in made.items():
         lines.append(f"flwr supernode register {pair.public} --name {name}   # at the server")
-        lines.append(f"flower-supernode --auth-supernode-private-key {pair.private}   # at {name}")
+        lines.append(f"fedprune deploy supernode --private-key {pair.private} ...   # at {name}")
     found = {
         name: {"private": str(pair.private), "public": str(pair.public)}
         for name, pair in made.items()

@@ -145,13 +145,38 @@ def unfolding_norm(weight: Floats, geometry: Geometry) -> Norm:
 
 
 def explicit_matrix(weight: Floats, geometry: Geometry) -> Floats:
-    """Write a zero-padded convolution as a matrix: [out * positions, in * map points]."""
-    channels = weight.shape[1] * geometry.groups
-    sizes = tuple(axis.length for axis in geometry.axes)
-    inputs = channels * math.prod(sizes)
-    basis = torch.eye(inputs, dtype=torch.float64).reshape(inputs, channels, *sizes)
-    images = convolve(basis, torch.from_numpy(weight), None, geometry)
-    return np.ascontiguousarray(images.reshape(inputs, -1).numpy().T)
+    """Write a zero-padded convolution as a matrix: [out * positions, in * map points].
+
+    A pair of an output and an input position is joined by one tap at most, so weights are copied
+    and never added: the matrix is exact.
+    """
+    out, inputs = weight.shape[:2]
+    rows = math.prod(axis.outputs for axis in geometry.axes)
+    columns = math.prod(axis.length for axis in geometry.axes)
+    share = out // geometry.groups
+    matrix = np.zeros((geometry.groups, share, rows, geometry.groups, inputs, columns))
+    taps = weight.reshape(geometry.groups, share, inputs, -1)
+    for tap, place in enumerate(np.ndindex(weight.shape[2:])):
+        reads = [_joined(axis, k) for axis, k in zip(geometry.axes, place, strict=True)]
+        position = _flat([outputs for outputs, _ in reads], [a.outputs for a in geometry.axes])
+        point = _flat([inputs for _, inputs in reads], [a.length for a in geometry.axes])
+        for group in range(geometry.groups):
+            matrix[group, :, position, group, :, point] = taps[group, :, :, tap]
+    return matrix.reshape(out * rows, -1)
+
+
+def _joined(axis: Axis, tap: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Outputs whose window reads the map with this tap, and the map points they read."""
+    outputs = np.arange(axis.outputs)
+    points = outputs * axis.stride + tap * axis.dilation - axis.low
+    inside = (points >= 0) & (points < axis.length)
+    return outputs[inside], points[inside]
+
+
+def _flat(places: list[NDArray[np.int64]], sizes: list[int]) -> NDArray[np.int64]:
+    """Number every combination of one place an axis, the last axis fastest."""
+    grid = np.meshgrid(*places, indexing="ij")
+    return np.ravel_multi_index([axis.ravel() for axis in grid], sizes).astype(np.int64)
 
 
 def convolve(inputs: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:

@@ -19,6 +19,7 @@ from fedprune.robustness.layer_norms import (
     Geometry,
     absolute_norm,
     convolution_norm,
+    convolve,
     explicit_matrix,
     padding_norm,
     torus_norm,
@@ -72,6 +73,17 @@ def test_every_bound_is_at_least_the_norm_of_the_explicit_matrix(seed: int) -> N
         assert convolution_norm(weight, geometry).value <= truth * (1 + 1e-9) + 1e-9
         absolute = np.linalg.norm(explicit_matrix(np.abs(weight), geometry), 2)
         assert absolute_norm(weight, geometry) >= absolute
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_explicit_matrix_is_what_torch_does_to_every_basis_vector(seed: int) -> None:
+    rng = np.random.default_rng(100 + seed)
+    for _ in range(40):
+        weight, geometry = random_geometry(rng)
+        channels = weight.shape[1] * geometry.groups
+        shape = (channels, *(axis.length for axis in geometry.axes))
+        layer = partial(convolve, weight=torch.from_numpy(weight), bias=None, geometry=geometry)
+        assert np.array_equal(explicit_matrix(weight, geometry), matrix_of(layer, shape))
 
 
 @pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])

@@ -11,7 +11,8 @@ from fedprune.config import Config
 
 def plan_of(*overrides: str) -> study.Plan:
     config: Config = small_config(*overrides)
-    return study.plan(config, data.load(config.data.dataset, config.data.root, seed=config.seed))
+    dataset = data.load(config.data.dataset, config.data.root, seed=config.seed)
+    return study.plan(config, dataset.schema, dataset)
 
 
 def test_the_plan_states_the_mechanism_s_own_variance_and_sizes() -> None:
