@@ -358,15 +358,15 @@ def test_a_simulation_spreads_over_the_nodes_of_a_running_ray_cluster(
         cluster.wait_for(address.exists, 60, "it had two nodes")
         config = small_config("data.clients=6", f"engine.ray_address={address.read_text()}")
         with flower_simulation(config) as engine:
-            found = simulate(engine, app, resources(config))
+            found = simulate(engine, app, resources(config), nodes=6)
     assert sorted(answer["partition-id"] for answer in found) == list(range(6))
     assert len({answer["parent"] for answer in found}) == 2  # a Ray node is its workers' parent
 
 
 def simulate(
-    engine: FlowerEngine, app: Path, federation_config: dict[str, Scalar]
+    engine: FlowerEngine, app: Path, federation_config: dict[str, Scalar], nodes: int
 ) -> list[dict[str, object]]:
-    number = engine.link.submit(app, federation_config=federation_config)
+    number = engine.link.submit(app, {"nodes": nodes}, federation_config=federation_config)
     status = engine.link.wait(number, seconds=120)
     assert status.completed, engine.link.reason(number, status)
     return answers(engine.link.log_of(number, 200))
