@@ -82,16 +82,30 @@ class PruneConfig(_Table):
 
 
 class PrivacyConfig(_Table):
-    """Who is trusted and how much each client may spend on its mask report."""
+    """Who is trusted and how much each client may spend on its mask report.
 
-    trust: Literal["local", "none"] = "local"
+    `epsilon` and `delta` are the guarantee under `trust`: of each report (local), of all reports
+    together after a shuffler (shuffle), of the sum alone (aggregate), of one record (record).
+    `phases` asks disjoint cohorts one after another, the later ones about undecided units only.
+    `min_reports` is what shuffle and aggregate need at least; 0 means the quorum's.
+    """
+
+    trust: Literal["local", "shuffle", "aggregate", "record", "none"] = "local"
     epsilon: Annotated[float, Field(ge=1e-6, le=64, description="a number in [1e-6, 64]")] = 4.0
-    delta: Annotated[float, Field(ge=0, le=0, description="0: this trust setting is pure")] = 0.0
+    delta: Annotated[float, Field(ge=0, lt=0.1, description="a number in [0, 0.1)")] = 0.0
     prior: Literal["magnitude", "none"] = "magnitude"
+    mechanism: Literal["threshold", "bitwise"] = "threshold"
+    phases: Annotated[int, Field(ge=1, le=16, description="a whole number in [1, 16]")] = 1
+    min_reports: Count = 0
 
 
 class TrainConfig(_Table):
-    """Federated averaging: before pruning (`rounds`) and after each step (`fine_tune_rounds`)."""
+    """Federated averaging: before pruning (`rounds`) and after each step (`fine_tune_rounds`).
+
+    `private` says which of them use DP-SGD at record level: a target of (`dp_epsilon`, `dp_delta`)
+    for a client that takes part in all of them, or a `noise_multiplier` of its own (0: from the
+    target). Each step samples every record with probability `sample_rate`.
+    """
 
     rounds: Count = 40
     fine_tune_rounds: Count = 10
@@ -102,6 +116,12 @@ class TrainConfig(_Table):
     fine_tune_learning_rate: Positive = 0.1
     momentum: Momentum = 0.9
     weight_decay: NonNegative = 0.0
+    private: Literal["off", "fine-tune", "all"] = "off"
+    dp_epsilon: Positive = 8.0
+    dp_delta: Annotated[float, Field(gt=0, lt=0.1, description="a number in (0, 0.1)")] = 1e-5
+    noise_multiplier: NonNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    sample_rate: Fraction01 = 0.1
 
 
 class EvaluateConfig(_Table):
