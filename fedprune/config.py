@@ -86,6 +86,7 @@ class PrivacyConfig(_Table):
 
     `epsilon` and `delta` are the guarantee under `trust`: of each report (local), of all reports
     together after a shuffler (shuffle), of the sum alone (aggregate), of one record (record).
+    `mechanism` is threshold randomised response at its best block and threshold, or a special case.
     `phases` asks disjoint cohorts one after another, the later ones about undecided units only.
     `min_reports` is what shuffle and aggregate need at least; 0 means the quorum's.
     """
@@ -94,7 +95,7 @@ class PrivacyConfig(_Table):
     epsilon: Annotated[float, Field(ge=1e-6, le=64, description="a number in [1e-6, 64]")] = 4.0
     delta: Annotated[float, Field(ge=0, lt=0.1, description="a number in [0, 0.1)")] = 0.0
     prior: Literal["magnitude", "none"] = "magnitude"
-    mechanism: Literal["threshold", "bitwise"] = "threshold"
+    mechanism: Literal["threshold", "warner", "k-ary", "duchi"] = "threshold"
     phases: Annotated[int, Field(ge=1, le=16, description="a whole number in [1, 16]")] = 1
     min_reports: Count = 0
 
@@ -310,10 +311,42 @@ def _check_together(config: Config, source: str) -> None:
             f"prune.steps must be 1 with prune.schedule = 'one-shot', got {config.prune.steps} "
             f"({source})"
         )
-    if config.prune.steps > config.data.clients:
+    asked = config.prune.steps * config.privacy.phases
+    if asked > config.data.clients:
         raise ConfigError(
-            f"prune.steps must be at most data.clients = {config.data.clients}, since every "
-            f"client answers in one step only, got {config.prune.steps} ({source})"
+            f"prune.steps x privacy.phases must be at most data.clients = {config.data.clients}, "
+            f"since every client answers once only, got {config.prune.steps} x "
+            f"{config.privacy.phases} ({source})"
+        )
+    _check_trust(config.privacy, config.data.clients // asked, source)
+
+
+def _check_trust(privacy: PrivacyConfig, cohort: int, source: str) -> None:
+    """Refuse a delta, a mechanism or phases that the trust setting has no meaning for."""
+    trust, needs_delta = privacy.trust, privacy.trust in ("shuffle", "aggregate", "record")
+    if needs_delta and privacy.delta == 0:
+        raise ConfigError(
+            f"privacy.delta must be above 0 with privacy.trust = {trust!r}, got 0 ({source})"
+        )
+    if not needs_delta and privacy.delta != 0:
+        raise ConfigError(
+            f"privacy.delta must be 0 with privacy.trust = {trust!r}, which is pure, got "
+            f"{privacy.delta:g} ({source})"
+        )
+    if privacy.phases > 1 and trust != "local":
+        raise ConfigError(
+            f"privacy.phases must be 1 with privacy.trust = {trust!r}, got {privacy.phases} "
+            f"({source})"
+        )
+    if privacy.mechanism != "threshold" and trust not in ("local", "shuffle"):
+        raise ConfigError(
+            f"privacy.mechanism must be 'threshold' with privacy.trust = {trust!r}, got "
+            f"{privacy.mechanism!r} ({source})"
+        )
+    if privacy.min_reports > cohort:
+        raise ConfigError(
+            f"privacy.min_reports must be at most the {cohort} clients that are asked at once, got "
+            f"{privacy.min_reports} ({source})"
         )
 
 

@@ -1,0 +1,55 @@
+"""A client's answers about a finished model: count tables and, in simulation, margins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedprune import fairness
+from fedprune.federated.answering import Outcome, record_unprotected
+from fedprune.federated.messages import Question, answer_content
+from fedprune.federated.station import RowSource, Station
+
+
+def answer_evaluate(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
+    """Send count tables: group x dense right or wrong x pruned right or wrong."""
+    if station.node is not None and station.node.tables != "unprotected":
+        station.simulation_only(f"to send count tables: its own tables = {station.node.tables!r}")
+    recorded = station.node is not None or question.text("tables") == "unprotected"
+    split, group = question.text("split"), question.text("groups")
+    places, owners = station.cohort_index(clients, split)
+    column = station.rows(split).group(group)
+    tables = np.zeros((len(clients), len(column.names), 2, 2), dtype=np.int64)
+    if len(places):  # where there are more clients than rows, a cohort may have none
+        tables = fairness.client_tables(
+            station.correct(question, True, split, places),
+            station.correct(question, False, split, places),
+            column.codes[places],
+            owners,
+            len(clients),
+            len(column.names),
+        )
+    receipts = [""] * len(clients)
+    if recorded:
+        receipts = record_unprotected(station, question, clients, "count-table")
+    return [
+        answer_content(client, {"table": tables[i].astype("<i8").tobytes(), "receipt": receipts[i]})
+        for i, client in enumerate(clients)
+    ]
+
+
+def answer_margins(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
+    """Send certificate margins of the test rows: in simulation only."""
+    station.simulation_only("to send margins of single examples")
+    certifier = station.certifier(question.architecture, question.weights)
+    places, owners = station.cohort_index(clients, "test")
+    source = RowSource(station.dataset.test, places)
+    margins = np.zeros(0)
+    if len(places):
+        inputs, labels = source.batch(0, len(source))
+        margins = np.asarray(certifier.margins(inputs, labels), dtype=np.float64)
+    return [
+        answer_content(client, {"margins": margins[owners == i].astype("<f8").tobytes()})
+        for i, client in enumerate(clients)
+    ]
