@@ -88,7 +88,8 @@ class PrivacyConfig(_Table):
     together after a shuffler (shuffle), of the sum alone (aggregate), of one record (record).
     `mechanism` is threshold randomised response at its best block and threshold, or a special case.
     `phases` asks disjoint cohorts one after another, the later ones about undecided units only.
-    `min_reports` is what shuffle and aggregate need at least; 0 means the quorum's.
+    `min_reports` is what shuffle and aggregate need at least; 0 means the quorum's. Without
+    `masking` a simulation adds an aggregate's numbers up in plain sight, which comes out the same.
     """
 
     trust: Literal["local", "shuffle", "aggregate", "record", "none"] = "local"
@@ -98,6 +99,7 @@ class PrivacyConfig(_Table):
     mechanism: Literal["threshold", "warner", "k-ary", "duchi"] = "threshold"
     phases: Annotated[int, Field(ge=1, le=16, description="a whole number in [1, 16]")] = 1
     min_reports: Count = 0
+    masking: Switch = True
 
 
 class TrainConfig(_Table):

@@ -17,8 +17,8 @@ from typing import Any
 from fedprune import config as configuration
 from fedprune.config import Config
 from fedprune.privacy import Budget, Entry, Ledger, Receipt, SigningKey, key_path
-from fedprune.privacy.accounting import UNPROTECTED
 from fedprune.privacy.chain import RESERVED, SENT
+from fedprune.privacy.events import UNPROTECTED
 from fedprune.runs import RunFolder, privacy_figures, receipts_head, run_id, seal
 
 JsonDict = dict[str, Any]
@@ -117,19 +117,21 @@ def _deployed_config(config: Config, absent: int, tables: bool) -> Config:
 def _sign_everything(deployed: Deployed, config: Config, tables: bool) -> list[int]:
     """Write every client's ledger and all receipts; how many receipts after each old row."""
     with Ledger.open(deployed.path / "ledger.sqlite", read_only=True) as old:
-        entries = [replace(entry, run=deployed.run) for entry in old.entries()]
+        rows = old.head[0]
+        entries = [(seq, replace(entry, run=deployed.run)) for seq, entry in old.numbered_entries()]
     ledgers: dict[str, Ledger] = {}
     lines: list[str] = []
-    lines_at = [0]
-    for entry in entries:
+    lines_at = [0] * (rows + 1)
+    for seq, entry in entries:
         ledger = ledgers.get(entry.client) or _new_ledger(deployed, config, entry.client)
         ledgers[entry.client] = ledger
         lines += [r.to_line() for r in _replay(ledger, entry, deployed.keys[entry.client])]
-        lines_at.append(len(lines))
+        lines_at[seq] = len(lines)
     for client in sorted(ledgers, key=int) if tables else ():
         for round_name in ("evaluate-dense", "evaluate-after", "tables"):
-            entry = Entry(client, deployed.run, round_name, "count-table", "q", UNPROTECTED)
-            sent = replace(entry, stage=SENT)
+            sent = Entry(
+                client, deployed.run, round_name, "count-table", "q", UNPROTECTED, stage=SENT
+            )
             lines += [r.to_line() for r in _replay(ledgers[client], sent, deployed.keys[client])]
     lines_at[-1] = len(lines)
     for ledger in ledgers.values():
@@ -155,6 +157,9 @@ def _replay(ledger: Ledger, entry: Entry, key: SigningKey) -> list[Receipt]:
         ledger.reserve(entry)
         return []
     if entry.stage == SENT:
+        content = f"what client {entry.client} sent in {entry.round}"
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        entry = replace(entry, content_hash=digest)
         ledger.record_unprotected([entry])
     else:
         ledger.store(replace(entry, stage=RESERVED, report=b""), entry.report)

@@ -59,7 +59,7 @@ def look_at_receipts(folder: RunFolder) -> Deployment:
     by_client: dict[str, list[Receipt]] = {}
     for receipt in receipts:
         by_client.setdefault(receipt.client, []).append(receipt)
-    spent = privacy.epsilon_of(receipts)
+    spent = privacy.epsilon_of_receipts(receipts)
     keys = tuple(
         (
             client,

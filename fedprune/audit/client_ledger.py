@@ -10,25 +10,30 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedprune.audit.findings import Audit, Finding, check
-from fedprune.audit.ledger_report import Account, Event, LedgerReport, describe
+from fedprune.audit.ledger_report import Account, Allowance, Event, LedgerReport, describe
 from fedprune.errors import LedgerError
 from fedprune.privacy import Ledger, Receipt, verify_receipts
 
 _UNSEEN = (
-    "rows that were cut off the end, unless a receipt names one of them",
-    "a ledger and key that were deleted together and begun anew: only who keeps the old receipts "
-    "can tell",
+    "rows that were cut off the end, unless a receipt or a copy of the head names one of them",
+    "a ledger, its key and its head's copy that were deleted together and begun anew: only who "
+    "keeps the old receipts can tell",
     "whether the reports were drawn by the mechanism that they were charged for",
 )
 
 
-def verify(path: str | Path, receipts: str | Path | None = None) -> Audit:
+def verify(
+    path: str | Path,
+    receipts: str | Path | None = None,
+    head_copy: str | Path | None = None,
+) -> Audit:
     """Check a ledger's chain and promises and, with receipts, that it still holds what it signed.
 
     Args:
         path: of the ledger.
         receipts: a receipts.jsonl, of a run's folder or the owner's own copy; receipts of other
             keys are left aside.
+        head_copy: the owner's copy of the ledger's last row, kept elsewhere.
 
     Raises:
         LedgerError: if there is no ledger to look at, or no file of receipts.
@@ -37,11 +42,21 @@ def verify(path: str | Path, receipts: str | Path | None = None) -> Audit:
         findings = [
             check(
                 "ledger",
-                "chain, report bytes, promises and budget are intact",
+                "chain, report bytes, charges, promises and budgets are intact",
                 lambda: next(ledger.verify(), None),
                 f"{ledger.head[0]} rows recomputed",
             )
         ]
+        if head_copy is not None:
+            copy = Path(head_copy)
+            findings.append(
+                check(
+                    "ledger",
+                    "the owner's copy of the head names a row that is here",
+                    lambda: ledger.rolled_back(copy),
+                    f"no row up to that of {copy} was cut off",
+                )
+            )
         if receipts is not None:
             findings += _confirmations(ledger, _lines(Path(receipts)))
     return Audit(tuple(findings), _UNSEEN)
@@ -110,4 +125,4 @@ def _denied(ledger: Ledger, own: Sequence[tuple[int, Receipt]]) -> str | None:
     return None
 
 
-__all__ = ["Account", "Event", "LedgerReport", "describe", "verify"]
+__all__ = ["Account", "Allowance", "Event", "LedgerReport", "describe", "verify"]

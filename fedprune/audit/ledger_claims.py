@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedprune import runs
+from fedprune.audit.charge_checks import charge_flaw
 from fedprune.audit.evidence import Evidence
 from fedprune.audit.findings import Finding, check
 from fedprune.privacy import Ledger, Report
@@ -24,7 +25,7 @@ def grounds(evidence: Evidence) -> Iterator[Finding]:
     if there:
         yield check(
             "privacy",
-            "the ledger's chain, report bytes and budgets are intact",
+            "the ledger's chain, report bytes, charges and budgets are intact",
             lambda: _broken(evidence),
             "every row",
         )
@@ -46,13 +47,14 @@ def claims(evidence: Evidence) -> Iterator[Finding]:
     )
 
 
-def reports(evidence: Evidence) -> dict[str, list[Report]]:
-    """The stored reports of every round."""
-    by_round: dict[str, list[Report]] = {}
+def reports(evidence: Evidence) -> dict[str, list[tuple[int, Report]]]:
+    """The stored answers of every round, each with its client."""
+    by_round: dict[str, list[tuple[int, Report]]] = {}
     with _ledger(evidence) as ledger:
         for entry in ledger.entries():
             if entry.stage == STORED:
-                by_round.setdefault(entry.round, []).append(Report(entry.report))
+                answer = int(entry.client), Report(entry.report)
+                by_round.setdefault(entry.round, []).append(answer)
     return by_round
 
 
@@ -76,13 +78,18 @@ def _cut(evidence: Evidence) -> str | None:
 
 
 def _other_terms(evidence: Evidence) -> str | None:
-    name, stated = runs.run_id(evidence.config), evidence.config.privacy.epsilon
+    name, config = runs.run_id(evidence.config), evidence.config
+    wanted = {budget.relation: budget for budget in runs.budgets(config)}
     with _ledger(evidence) as ledger:
-        if ledger.budget.epsilon != stated:
-            return f"the ledger's budget is {ledger.budget.epsilon:g}, the configuration's {stated}"
-        for number, entry in enumerate(ledger.entries(), start=1):
+        if dict(ledger.budgets) != wanted:
+            return (
+                f"the ledger's budgets are {list(ledger.budgets.values())}, the configuration's "
+                f"{list(wanted.values())}"
+            )
+        for number, entry in ledger.numbered_entries():
             if entry.run != name:
                 return f"ledger row {number} is of run {entry.run}, this is run {name}"
-            if entry.stage == STORED and entry.epsilon != stated:
-                return f"ledger row {number} was charged epsilon = {entry.epsilon:g}, not {stated}"
+            flaw = charge_flaw(config, entry)
+            if flaw:
+                return f"ledger row {number} {flaw}"
     return None

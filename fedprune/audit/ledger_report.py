@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import Any
 
 from fedprune.errors import LedgerError, PrivacyError
 from fedprune.privacy import Budget, Entry, Guarantee, Ledger, not_covered
-from fedprune.privacy.accounting import UNPROTECTED
+from fedprune.privacy.accounting import PURE
 from fedprune.privacy.chain import RESERVED, SENT, STORED
+from fedprune.privacy.events import COUNTS_UNDER, UNIT_OF, UNPROTECTED, event_from_text
+from fedprune.privacy.filters import filter_of
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,12 @@ class Event:
     Attributes:
         seq: number of the row.
         client, run, round, kind, question: as in the row.
-        stage: "reserved" (charged), "stored" (the report, no new charge) or "sent" (unprotected).
-        relation, epsilon, delta: the charge; epsilon has no meaning where unprotected.
-        report_bytes, report_sha256: of the stored report; 0 and "" where there is none.
+        stage: "reserved" (charged), "stored" (the report, no new charge) or "sent" (recorded).
+        relation, epsilon, delta: what the event alone guarantees; epsilon has no meaning where
+            unprotected.
+        released: the event as `event_to_text` writes it; "" where nothing is charged.
+        report_bytes: of the stored report; 0 where there is none.
+        report_sha256: of the stored report, or of what was sent; "" where neither is known.
     """
 
     seq: int
@@ -37,15 +42,40 @@ class Event:
     relation: str
     epsilon: float
     delta: float
+    released: str
     report_bytes: int
     report_sha256: str
 
 
 @dataclass(frozen=True)
+class Allowance:
+    """One budget of a ledger in words.
+
+    Attributes:
+        statement: the budget with its unit, its relation and who must be trusted.
+        unit, relation, composition: the same, apart.
+        epsilon: an exact decimal number.
+        delta: 0 where the budget is pure.
+    """
+
+    statement: str
+    unit: str
+    relation: str
+    composition: str
+    epsilon: str
+    delta: float
+
+
+@dataclass(frozen=True)
 class Account:
-    """What one client has spent of its budget: exact decimal numbers."""
+    """What one client has spent of one budget.
+
+    Exact decimal numbers of a pure budget; of others the epsilon that the charges mean at the
+    budget's delta, rounded up, and what is missing from the budget's.
+    """
 
     client: str
+    relation: str
     spent: str
     remaining: str
 
@@ -58,22 +88,18 @@ class LedgerReport:
         path: of the file.
         owner: whose it is.
         private: whether its reports were drawn from the operating system's CSPRNG.
-        statement: the budget with its unit, its relation and who must be trusted.
-        unit, relation, budget: the same, apart; the budget is an exact decimal number.
+        budgets: what may be spent, one under each neighbouring relation.
         signing_key: public key of its receipts, or None.
         rows, head: how many rows there are, and the hash of the last.
-        accounts: every client that was charged.
+        accounts: what every client that was charged spent of every budget.
         not_covered: what was sent without protection, in words.
-        events: all rows.
+        events: all entries.
     """
 
     path: str
     owner: str
     private: bool
-    statement: str
-    unit: str
-    relation: str
-    budget: str
+    budgets: tuple[Allowance, ...]
     signing_key: str | None
     rows: int
     head: str
@@ -88,17 +114,25 @@ class LedgerReport:
     def lines(self) -> Iterator[str]:
         """Say it for people."""
         yield f"ledger of {self.owner}: {self.path}"
-        yield f"  budget: {self.statement}"
+        for budget in self.budgets:
+            yield f"  budget: {budget.statement}"
         yield f"  receipts signed with: {self.signing_key or 'no key, no receipts'}"
         yield f"  {self.rows} rows, the last with hash {self.head}"
+        allowed = {budget.relation: budget for budget in self.budgets}
         for account in self.accounts:
+            budget = allowed[account.relation]
+            delta = f" at delta = {budget.delta:g}" if budget.delta else ""
             yield (
-                f"  client {account.client}: epsilon = {account.spent} spent, {account.remaining} "
-                f"left of {self.budget} (protects one {self.unit}; {self.relation}; "
-                f"{'nobody need be trusted' if self.private else 'NOT PRIVATE'})"
+                f"  client {account.client}: epsilon = {account.spent}{delta} spent, "
+                f"{account.remaining} left of {budget.epsilon} (protects one {budget.unit}; "
+                f"{budget.relation}; {'nobody need be trusted' if self.private else 'NOT PRIVATE'})"
             )
         if not self.accounts:
-            yield f"  nothing was charged: epsilon = {self.budget} is left"
+            for budget in self.budgets:
+                yield (
+                    f"  nothing was charged: epsilon = {budget.epsilon} is left under "
+                    f"{budget.relation}"
+                )
         for words in self.not_covered:
             yield f"  not covered by any epsilon: {words}"
         yield from _table(self.events)
@@ -111,25 +145,22 @@ def describe(path: str | Path) -> LedgerReport:
         LedgerError: if it is missing, is no ledger, or a row cannot be read.
     """
     with Ledger.open(path, read_only=True) as ledger:
+        terms, budgets, private = ledger.terms, ledger.budgets, ledger.private
+        rows, head = ledger.head
         try:
             events = tuple(_event(seq, entry) for seq, entry in ledger.numbered_entries())
-        except ValueError as error:
+            accounts = tuple(_accounts(events, budgets))
+        except (ValueError, PrivacyError) as error:
             raise LedgerError(f"a row of the ledger {path} is damaged: {error}") from None
-        terms, budget = ledger.terms, ledger.budget
-        rows, head = ledger.head
-    private = terms.get("privacy") == "private"
     return LedgerReport(
         path=str(path),
         owner=terms.get("owner", "nobody"),
         private=private,
-        statement=_statement(budget, private),
-        unit=budget.unit,
-        relation=budget.relation,
-        budget=exact_decimal(Fraction(budget.epsilon)),
+        budgets=tuple(_allowance(budget, private) for budget in budgets.values()),
         signing_key=terms.get("signing_key"),
         rows=rows,
         head=head,
-        accounts=tuple(_accounts(events, Fraction(budget.epsilon))),
+        accounts=accounts,
         not_covered=tuple(not_covered(e.kind for e in events if e.relation == UNPROTECTED)),
         events=events,
     )
@@ -162,8 +193,20 @@ def _event(seq: int, entry: Entry) -> Event:
         relation=entry.relation,
         epsilon=entry.epsilon,
         delta=entry.delta,
+        released=entry.event,
         report_bytes=len(entry.report),
-        report_sha256=hashlib.sha256(entry.report).hexdigest() if stored else "",
+        report_sha256=hashlib.sha256(entry.report).hexdigest() if stored else entry.content_hash,
+    )
+
+
+def _allowance(budget: Budget, private: bool) -> Allowance:
+    return Allowance(
+        statement=_statement(budget, private),
+        unit=budget.unit,
+        relation=budget.relation,
+        composition=budget.composition,
+        epsilon=exact_decimal(Fraction(budget.epsilon)),
+        delta=budget.delta,
     )
 
 
@@ -172,20 +215,33 @@ def _statement(budget: Budget, private: bool) -> str:
         return Guarantee(
             budget.epsilon, budget.delta, budget.unit, budget.relation, "local"
         ).sentence()
+    delta = f", delta = {budget.delta:g}" if budget.delta else ""
     return (
-        f"epsilon = {budget.epsilon:g} in a seeded simulation: NOT PRIVATE, whoever knows the seed "
-        "knows every draw, so this protects nobody"
+        f"epsilon = {budget.epsilon:g}{delta} for one {budget.unit} ({budget.relation}) in a "
+        "seeded simulation: NOT PRIVATE, whoever knows the seed knows every draw, so this protects "
+        "nobody"
     )
 
 
-def _accounts(events: Sequence[Event], budget: Fraction) -> Iterator[Account]:
-    spent: dict[str, Fraction] = {}
+def _accounts(events: Sequence[Event], budgets: Mapping[str, Budget]) -> Iterator[Account]:
+    """Add up what was reserved: every event under every budget that it counts under."""
+    filters = {relation: filter_of(budget) for relation, budget in budgets.items()}
+    spent: dict[tuple[str, str], Fraction] = {}
     for event in events:
-        if event.stage == RESERVED:
-            before = spent.get(event.client, Fraction(0))
-            spent[event.client] = before + Fraction(event.epsilon)
-    for client, total in spent.items():
-        yield Account(client, exact_decimal(total), exact_decimal(budget - total))
+        if event.stage != RESERVED or event.relation not in UNIT_OF:
+            continue
+        for relation in filters.keys() & set(COUNTS_UNDER[event.relation]):
+            before = spent.get((event.client, relation), Fraction(0))
+            charge = filters[relation].charge(event_from_text(event.released))
+            spent[event.client, relation] = before + charge
+    for (client, relation), total in spent.items():
+        budget = budgets[relation]
+        if budget.composition == PURE:
+            left = Fraction(budget.epsilon) - total
+            yield Account(client, relation, exact_decimal(total), exact_decimal(left))
+        else:
+            epsilon = filters[relation].epsilon_of(total)
+            yield Account(client, relation, f"{epsilon:.6g}", f"{budget.epsilon - epsilon:.6g}")
 
 
 _ELSEWHERE = {STORED: "as reserved", SENT: "none"}  # what stands where nothing is charged

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedprune import runs
+from fedprune.audit.charge_checks import KIND_OF_TRUST, charge_flaw
 from fedprune.audit.evidence import Evidence
 from fedprune.audit.findings import Finding, check
 from fedprune.audit.ledger_claims import LEDGER
 from fedprune.privacy import Receipt, Report, verify_receipts
-from fedprune.privacy.accounting import REPLACEMENT
 from fedprune.runs.receipts import RECEIPTS
 
-CHARGED, UNCHARGED = "mask-report", ("model-update", "count-table")
+UNCHARGED = ("model-update", "count-table")
 UNSEEN = (
     "whether a client's own ledger holds what its receipts say, and what it spent elsewhere: "
     f"`fedprune ledger verify LEDGER --receipts {RECEIPTS}` shows it at the client",
     "who holds a key: the keys are those that the nodes introduced themselves with",
     "what a missing client spent on an answer that never arrived or was not used",
-    "what a model update or a count table contained: its receipt does not bind it",
+    "what a model update or a count table contained: its receipt binds it by its hash alone, which "
+    "the server compared when it came",
 )
 
 
@@ -58,16 +59,27 @@ def claims(evidence: Evidence) -> Iterator[Finding]:
     )
 
 
-def reports(evidence: Evidence) -> dict[str, list[Report]]:
-    """The reports of every round, from the receipts of the clients that were not missing."""
-    rounds = [f"report-{step}" for step in range(1, evidence.config.prune.steps + 1)]
-    return {name: [Report(r.report) for r in evidence.used_receipts(name)] for name in rounds}
+def reports(evidence: Evidence) -> dict[str, list[tuple[int, Report]]]:
+    """The answers of every round, from the receipts of the clients that were not missing."""
+    return {
+        name: [(int(r.client), Report(r.report)) for r in evidence.used_receipts(name)]
+        for name in _answer_rounds(evidence)
+    }
+
+
+def _answer_rounds(evidence: Evidence) -> list[str]:
+    config = evidence.config
+    return [
+        runs.phase_round(step, phase)
+        for step in range(1, config.prune.steps + 1)
+        for phase in range(1, config.privacy.phases + 1)
+    ]
 
 
 def _absent(evidence: Evidence) -> str | None:
     if evidence.folder.has(LEDGER):
         return f"a deployed run has no {LEDGER}, its clients keep their own; this folder has one"
-    if evidence.config.privacy.trust != "local":
+    if evidence.config.privacy.trust in ("none", "shuffle"):
         return f"privacy.trust is {evidence.config.privacy.trust!r}, which no deployed client obeys"
     return None if runs.receipt_lines(evidence.folder) else f"{RECEIPTS} has no line"
 
@@ -95,52 +107,53 @@ def _cut(evidence: Evidence) -> str | None:
 
 
 def _other_charges(evidence: Evidence) -> str | None:
-    rounds = {f"report-{step}" for step in range(1, evidence.config.prune.steps + 1)}
     charged_in: dict[str, str] = {}
+    answer = KIND_OF_TRUST[evidence.config.privacy.trust]
     for receipt in evidence.receipts:
-        wrong = _odd(receipt, evidence, rounds)
+        wrong = _odd(receipt, evidence)
         if wrong:
             return f"the receipt of {receipt.subject} {wrong}"
-        if receipt.charged and charged_in.setdefault(receipt.client, receipt.round) != (
-            receipt.round
-        ):
+        first = receipt.round
+        if receipt.kind == answer:
+            first = charged_in.setdefault(receipt.client, receipt.round)
+        if first != receipt.round:
             return (
-                f"client {receipt.client} reported in {charged_in[receipt.client]} and in "
-                f"{receipt.round}; every client is asked once"
+                f"client {receipt.client} reported in {first} and in {receipt.round}; every "
+                "client is asked once"
             )
     return None
 
 
-def _odd(receipt: Receipt, evidence: Evidence, rounds: set[str]) -> str | None:
+def _odd(receipt: Receipt, evidence: Evidence) -> str | None:
     """Say what a sound receipt has that no client of this run can have signed."""
-    clients, stated = evidence.config.data.clients, evidence.config.privacy.epsilon
+    clients = evidence.config.data.clients
     if receipt.client not in {str(client) for client in range(clients)}:
         return f"is of none of the {clients} clients"
     if not receipt.charged:
         known = receipt.kind in UNCHARGED
         return None if known else f"is for an unprotected {receipt.kind!r}, which is never asked"
-    if receipt.kind != CHARGED or receipt.round not in rounds:
-        return f"charges a {receipt.kind!r}, which was not asked in this round"
-    if (receipt.epsilon, receipt.delta, receipt.relation) != (stated, 0.0, REPLACEMENT):
-        return f"charges epsilon = {receipt.epsilon:g} under {receipt.relation}, not {stated:g}"
-    return None
+    if not receipt.report:
+        return "holds no report"
+    return charge_flaw(evidence.config, receipt.entry)
 
 
 def _uncounted(evidence: Evidence) -> str | None:
     asked = 0
     for step in range(1, evidence.config.prune.steps + 1):
-        result, name = evidence.results()[f"vote-{step}"], f"report-{step}"
-        used = evidence.used_receipts(name)
-        missing = len(evidence.missing.get(name, []))
-        asked += int(result["asked"])
-        if len(used) != result["reports"]:
-            return f"step {step} used {result['reports']} reports, receipts show {len(used)}"
-        if len(used) + missing != result["asked"]:
-            return (
-                f"step {step} asked {result['asked']} clients: {len(used)} reported and {missing} "
-                "are named as missing"
-            )
-        if len({receipt.question for receipt in used}) > 1:
-            return f"the clients of step {step} were asked different questions"
+        for phase in evidence.results()[f"vote-{step}"]["phases"]:
+            name = phase["round"]
+            used = evidence.used_receipts(name)
+            missing = len(evidence.missing.get(name, []))
+            asked += int(phase["asked"])
+            if len(used) != phase["reports"]:
+                return f"round {name} used {phase['reports']} reports, receipts show {len(used)}"
+            if len(used) + missing != phase["asked"]:
+                return (
+                    f"round {name} asked {phase['asked']} clients: {len(used)} reported and "
+                    f"{missing} are named as missing"
+                )
+            one_question = evidence.config.privacy.trust != "aggregate"
+            if one_question and len({receipt.question for receipt in used}) > 1:
+                return f"the clients of round {name} were asked different questions"
     clients = evidence.config.data.clients
     return None if asked == clients else f"{asked} of {clients} clients were asked to report"

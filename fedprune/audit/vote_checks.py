@@ -1,44 +1,113 @@
-"""Votes recomputed from the reports' bytes, and the first selection from the votes."""
+"""Votes recomputed from the answers' bytes, and the first selection from the votes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from fedprune import privacy, pruning
+from fedprune import privacy, pruning, runs
 from fedprune.audit.evidence import Evidence
-from fedprune.privacy import Report, ThresholdResponse
+from fedprune.errors import FedpruneError
+from fedprune.privacy import PhaseVotes, Report, VoteEstimate
+
+Answers = Mapping[str, Sequence[tuple[int, Report]]]
+Arrays = Mapping[str, NDArray[np.generic]]
 
 
-def votes_flaw(evidence: Evidence, reports_of: Mapping[str, Sequence[Report]]) -> str | None:
+def votes_flaw(evidence: Evidence, answers: Answers) -> str | None:
     """Recompute every step's votes.
 
     Args:
         evidence: with votes.safetensors.
-        reports_of: the reports of every round, from a ledger or from receipts.
+        answers: of every round, each with its client, from a ledger or from receipts.
 
     Returns:
         None where the stored votes follow from them, else the first unit whose vote does not.
     """
     votes = evidence.folder.read_tensors("votes.safetensors")
-    for step in range(1, evidence.config.prune.steps + 1):
-        reports = reports_of.get(f"report-{step}", ())
-        stated = votes[f"step{step}.mean"].numpy()
-        mechanism = ThresholdResponse(evidence.config.privacy.epsilon, len(stated))
-        if Fraction(mechanism.likelihood_ratio) <= 1:
-            return f"the mechanism of step {step} has no likelihood ratio above 1"
-        counts = privacy.counts_for(mechanism, len(reports))
-        found = mechanism.estimate(reports, counts=counts)
-        spread = votes[f"step{step}.variance"].numpy()
-        close = np.isclose(found.mean, stated, rtol=0, atol=1e-9)
-        close &= np.isclose(found.variance, spread, rtol=1e-9, atol=0)
+    cohorts = runs.ranked_clients(evidence.config)
+    for step, ranked in enumerate(cohorts, start=1):
+        prefix = f"step{step}."
+        arrays = {
+            name.removeprefix(prefix): tensor.numpy()
+            for name, tensor in votes.items()
+            if name.startswith(prefix)
+        }
+        try:
+            found = _RECOMPUTED[evidence.config.privacy.trust](
+                evidence, step, ranked, arrays, answers
+            )
+        except FedpruneError as error:
+            return f"the votes of step {step} cannot be computed again: {error}"
+        close = np.isclose(found.mean, arrays["mean"], rtol=0, atol=1e-9)
+        close &= np.isclose(found.variance, arrays["variance"], rtol=1e-9, atol=0)
         wrong = np.flatnonzero(~close)  # what is not a number is not close to anything
         if wrong.size:
             return f"the vote of unit {wrong[0]} in step {step} does not follow from the reports"
     return None
+
+
+def _local(
+    evidence: Evidence, step: int, ranked: Sequence[int], arrays: Arrays, answers: Answers
+) -> VoteEstimate:
+    """Every phase's reports, each about the block that its client was assigned."""
+    config, num_units = evidence.config, len(arrays["mean"])
+    ranks = privacy.public_ranks(config.data.clients, runs.ranks_label(config))
+    found = []
+    phases = runs.step_phases(config, num_units, ranked)
+    for number in range(1, len(phases) + 1):
+        units = np.asarray(arrays[f"phase{number}.units"], dtype=np.int64)
+        mechanism = runs.report_mechanism(config, len(units))
+        heard = sorted(answers.get(runs.phase_round(step, number), ()))
+        blocks = privacy.assigned_blocks(
+            ranks[[client for client, _ in heard]], mechanism.num_blocks
+        )
+        sums = mechanism.add(mechanism.new_sums(), [report for _, report in heard], blocks=blocks)
+        found.append(PhaseVotes(units, mechanism.estimate_sums(sums, counts="assigned")))
+    return found[0].estimate if len(found) == 1 else privacy.combine(found, num_units)
+
+
+def _shuffled(
+    evidence: Evidence, step: int, ranked: Sequence[int], arrays: Arrays, answers: Answers
+) -> VoteEstimate:
+    del ranked
+    mechanism = runs.report_mechanism(evidence.config, len(arrays["mean"]))
+    reports = [report for _, report in answers.get(runs.phase_round(step, 1), ())]
+    counts = privacy.counts_for(mechanism, len(reports))
+    return mechanism.estimate(reports, counts=counts)
+
+
+def _scored(
+    evidence: Evidence, step: int, ranked: Sequence[int], arrays: Arrays, answers: Answers
+) -> VoteEstimate:
+    del ranked
+    mechanism = runs.record_mechanism(evidence.config, len(arrays["mean"]))
+    heard = sorted(answers.get(runs.phase_round(step, 1), ()))
+    return mechanism.estimate([report for _, report in heard]).votes()
+
+
+def _summed(
+    evidence: Evidence, step: int, ranked: Sequence[int], arrays: Arrays, answers: Answers
+) -> VoteEstimate:
+    """From the sum that was revealed; single answers are masked and say nothing."""
+    del ranked, answers
+    told = evidence.results()[f"vote-{step}"]
+    layout_units = len(arrays["mean"])
+    mechanism = runs.aggregate_mechanism(evidence.config, layout_units, told["kept_per_client"])
+    total = np.asarray(arrays["sum"], dtype=np.int64).view(np.uint64).astype(mechanism.dtype)
+    return mechanism.estimate(total, int(told["reports"]))
+
+
+_Recompute = Callable[[Evidence, int, Sequence[int], Arrays, Answers], VoteEstimate]
+_RECOMPUTED: Mapping[str, _Recompute] = {
+    "local": _local,
+    "shuffle": _shuffled,
+    "record": _scored,
+    "aggregate": _summed,
+}
 
 
 def selection_flaw(evidence: Evidence) -> str | None:

@@ -98,7 +98,12 @@ def supernode(
     client: Annotated[int, typer.Option(help="This client's number: 0 to data.clients - 1.")],
     data_root: Annotated[Path, typer.Option(help="Folder with this client's own rows.")],
     ledger: Annotated[Path, typer.Option(help="This client's ledger; made if it is missing.")],
-    epsilon: Annotated[float, typer.Option(help="The budget that this client enforces.")],
+    epsilon: Annotated[float, typer.Option(help="The client-level budget that it enforces.")],
+    delta: Annotated[float, typer.Option(help="Of that budget; 0 counts pure epsilon.")] = 0.0,
+    record_epsilon: Annotated[
+        float | None, typer.Option(help="A record-level budget, as DP-SGD updates need.")
+    ] = None,
+    record_delta: Annotated[float, typer.Option(help="Of the record-level budget.")] = 1e-5,
     root_certificates: Annotated[
         Path | None, typer.Option(help="The authority that vouches for the SuperLink.")
     ] = None,
@@ -130,9 +135,13 @@ def supernode(
         "data-root": str(data_root.absolute()),
         "ledger": str(ledger.absolute()),
         "epsilon": epsilon,
+        "delta": delta,
+        "record-delta": record_delta,
         "tables": "unprotected" if tables else "off",
     }
     settings |= {key: value for key, value in (("dataset", dataset), ("model", model)) if value}
+    if record_epsilon is not None:
+        settings["record-epsilon"] = record_epsilon
     NodeSettings.of(settings)  # what is wrong is said before anything starts
     with running_supernode(
         home,

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from flwr.app import RecordDict
 
 from fedprune.errors import FedpruneError, LayoutMismatchError
 from fedprune.federated.messages import Question
+from fedprune.federated.receipts import RECEIPT, content_hash
 from fedprune.federated.station import Station
 from fedprune.privacy import Entry
 from fedprune.privacy.chain import SENT
@@ -46,12 +47,19 @@ def refusal(answer: object) -> FedpruneError:
     return answer
 
 
-def record_unprotected(
-    station: Station, question: Question, clients: Sequence[int], kind: str
-) -> list[str]:
-    """Write down what is sent without a guarantee; give each client's receipt."""
+def send_unprotected(
+    station: Station,
+    question: Question,
+    kind: str,
+    clients: Sequence[int],
+    contents: Sequence[Outcome],
+) -> list[Outcome]:
+    """Write down what is about to be sent without a guarantee, and put each client's receipt in.
+
+    A receipt binds everything else in the answer by its hash; errors pass as they are.
+    """
     if question.counterfactual and station.simulated:  # a baseline: nothing is sent for it
-        return [""] * len(clients)
+        return list(contents)
     template = Entry(
         client="",
         run=question.run,
@@ -61,9 +69,24 @@ def record_unprotected(
         relation=UNPROTECTED,
         stage=SENT,
     )
-    entries = [replace(template, client=str(client)) for client in clients]
-    station.ledger.record_unprotected(entries)
-    return [receipt_line(station, entry) for entry in entries]
+    ready = {c: found for c, found in zip(clients, contents, strict=True) if is_answer(found)}
+    signs = station.signing_key is not None  # in a simulation nothing is bound to anything
+    entries = {
+        client: replace(
+            template, client=str(client), content_hash=content_hash(found) if signs else ""
+        )
+        for client, found in ready.items()
+    }
+    station.ledger.record_unprotected(entries.values())
+    if signs:
+        for client, found in ready.items():
+            found.config_records["answer"][RECEIPT] = receipt_line(station, entries[client])
+    return list(contents)
+
+
+def is_answer(outcome: Outcome) -> TypeGuard[RecordDict]:
+    """Whether an outcome is an answer, not an error."""
+    return isinstance(outcome, RecordDict)
 
 
 def receipt_line(station: Station, entry: Entry) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
+from fedprune.config import Config, Scalar
 from fedprune.federated.experiment import Experiment, Held, JsonDict
 from fedprune.federated.messages import Question, answer_number, answer_weights
-from fedprune.runs import Architecture
+from fedprune.federated.private_steps import PrivateTraining
+from fedprune.federated.private_training import training_settings
+from fedprune.runs import Architecture, round_event
+
+OPEN, PRIVATE = "train", "train.private"
 
 
 def train_rounds(
@@ -66,43 +71,79 @@ def _round(
     learning_rate: float,
     counterfactual: bool,
 ) -> tuple[Architecture, Tensor, JsonDict]:
-    train = experiment.config.train
-    question = experiment.question(
-        round_name,
-        held,
-        {
-            "local_epochs": train.local_epochs,
-            "batch_size": train.batch_size,
-            "learning_rate": learning_rate,
-            "momentum": train.momentum,
-            "weight_decay": train.weight_decay,
-        },
-        counterfactual=counterfactual,
-    )
-    chosen = min(train.clients_per_round, len(experiment.clients))
+    kind, settings = _how(experiment, round_name, learning_rate)
+    question = experiment.question(round_name, held, settings, counterfactual=counterfactual)
+    chosen = min(experiment.config.train.clients_per_round, len(experiment.clients))
     generator = experiment.generator("participants", round_name)
     participants = sorted(generator.permutation(len(experiment.clients))[:chosen].tolist())
-    weights, loss, count = average(experiment, question, participants)
-    return held.architecture, weights, {"loss": loss, "clients": count}
+    weights, told = average(experiment, kind, question, participants)
+    return held.architecture, weights, told
+
+
+def _how(
+    experiment: Experiment, round_name: str, learning_rate: float
+) -> tuple[str, Mapping[str, Scalar]]:
+    """The kind of a round's question and its settings: DP-SGD, or in the open."""
+    config, train = experiment.config, experiment.config.train
+    if is_private_round(config, round_name):
+        return PRIVATE, training_settings(private_training(config, learning_rate))
+    return OPEN, {
+        "local_epochs": train.local_epochs,
+        "batch_size": train.batch_size,
+        "learning_rate": learning_rate,
+        "momentum": train.momentum,
+        "weight_decay": train.weight_decay,
+    }
+
+
+def is_private_round(config: Config, round_name: str) -> bool:
+    """Whether `train.private` asks for DP-SGD in this round."""
+    return {
+        "off": False,
+        "fine-tune": round_name.startswith("tune-"),
+        "all": True,
+    }[config.train.private]
+
+
+def private_training(config: Config, learning_rate: float) -> PrivateTraining:
+    """One round of DP-SGD as the configuration wants it."""
+    event, train = round_event(config), config.train
+    return PrivateTraining(
+        steps=event.steps,
+        sample_rate=event.sampling_rate,
+        noise_multiplier=event.noise_multiplier,
+        max_grad_norm=train.max_grad_norm,
+        batch_size=train.batch_size,
+        learning_rate=learning_rate,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+    )
 
 
 def average(
-    experiment: Experiment, question: Question, participants: Sequence[int]
-) -> tuple[Tensor, float, int]:
-    """Average the answers' weights by their rows, summed in float64 in partition order."""
-    size = question.weights.numel()
+    experiment: Experiment, kind: str, question: Question, participants: Sequence[int]
+) -> tuple[Tensor, JsonDict]:
+    """Average the answers' weights, summed in float64 in partition order.
+
+    In the open by their rows; under DP-SGD equally, since how many rows a client has is nothing
+    that its noise covers.
+    """
+    size, private = question.weights.numel(), kind == PRIVATE
 
     def read(client: int, answer: RecordDict) -> tuple[float, Tensor, float]:
         del client
-        rows = answer_number(answer, "rows", least=1)
-        return rows, answer_weights(answer, size), answer_number(answer, "loss")
+        weights = answer_weights(answer, size)
+        if private:
+            return 1.0, weights, 0.0
+        return answer_number(answer, "rows", least=1), weights, answer_number(answer, "loss")
 
     total = torch.zeros(size, dtype=torch.float64)
     rows = loss = 0.0
     count = 0
-    for _, (own, weights, own_loss) in experiment.ask("train", question, participants, "", read):
+    for _, (own, weights, own_loss) in experiment.ask(kind, question, participants, "", read):
         total += own * weights.double()
         rows += own
         loss += own * own_loss
         count += 1
-    return (total / rows).float(), loss / rows, count
+    told: JsonDict = {"clients": count, "loss": None if private else loss / rows}
+    return (total / rows).float(), told

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -23,9 +22,13 @@ from fedprune.federated.introduction import Introduction
 from fedprune.federated.messages import Question
 from fedprune.federated.node_settings import client_number
 from fedprune.federated.opening import station_of
+from fedprune.federated.private_training import answer_train_private
 from fedprune.federated.process import is_simulated
+from fedprune.federated.record_answers import answer_record_scores
 from fedprune.federated.report_answers import answer_masks, answer_report
+from fedprune.federated.secure_answers import SUM_ANSWERERS
 from fedprune.federated.training_answers import answer_train
+from fedprune.privacy.events import ADD_REMOVE_RECORD, REPLACEMENT
 
 ANSWER_ERROR = (
     100  # code of a Flower error whose reason is one sentence for people; Flower uses 0-8
@@ -37,10 +40,13 @@ _LOG = logging.getLogger(__name__)
 
 ANSWERERS: Mapping[str, Answerer] = {
     "train": answer_train,
+    "train.private": answer_train_private,
     "evaluate": answer_evaluate,
     "query.report": answer_report,
+    "query.record_scores": answer_record_scores,
     "query.masks": answer_masks,
     "query.margins": answer_margins,
+    **SUM_ANSWERERS,
 }
 
 
@@ -54,10 +60,17 @@ def answer_introduction(contexts: Sequence[Context]) -> list[Outcome]:
             rows = len(station.index(client, "test"))
             found = Introduction(client, True, station.dataset.schema, test_rows=rows)
         else:
-            left = Fraction(node.epsilon) - station.ledger.spent(str(client))
-            key = station.signing_key.public
+            left = {
+                relation: station.ledger.epsilon_left(str(client), relation)
+                for relation in station.ledger.budgets
+            }
             found = Introduction(
-                client, False, station.dataset.schema, epsilon_left=float(left), public_key=key
+                client,
+                False,
+                station.dataset.schema,
+                epsilon_left=left.get(REPLACEMENT),
+                record_epsilon_left=left.get(ADD_REMOVE_RECORD),
+                public_key=station.signing_key.public,
             )
         outcomes.append(found.to_content())
     return outcomes
@@ -115,11 +128,10 @@ def _answer_one(message: Message, context: Context) -> Message:
 def make_client_app() -> ClientApp:
     """Make Flower's ClientApp with one function for every kind of question."""
     app = ClientApp()
-    app.train()(_answer_one)
-    app.evaluate()(_answer_one)
+    kinds = {"train": app.train, "evaluate": app.evaluate, "query": app.query}
     for kind in (introduction.KIND, *ANSWERERS):
-        if kind.startswith("query."):
-            app.query(kind.removeprefix("query."))(_answer_one)
+        category, _, action = kind.partition(".")
+        kinds[category](action or "default")(_answer_one)
     return app
 
 

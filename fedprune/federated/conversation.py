@@ -92,7 +92,6 @@ class Conversation:
         self, kind: str, question: Question, clients: Sequence[int], label: str, read: Read[T]
     ) -> Iterator[tuple[int, T | FedpruneError]]:
         """Yield every client's outcome as it comes; those that stay silent come last."""
-        content = question.to_content()
         there = self._connected(clients)
         absent = [client for client in clients if client not in there]
         for client in absent:
@@ -100,7 +99,7 @@ class Conversation:
         reached = [client for client in clients if client in there]
         messages = (
             Message(content, self._nodes[client], kind, group_id=question.round)
-            for client in reached
+            for client, content in zip(reached, question.to_contents(reached), strict=True)
         )
         silent = dict.fromkeys(reached)
         heard = exchange(self._grid, messages, self._waits.deadline_seconds)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedprune import fairness
-from fedprune.federated.answering import Outcome, record_unprotected
+from fedprune.federated.answering import Outcome, send_unprotected
 from fedprune.federated.messages import Question, answer_content
 from fedprune.federated.station import RowSource, Station
 
@@ -30,13 +30,13 @@ def answer_evaluate(station: Station, question: Question, clients: Sequence[int]
             len(clients),
             len(column.names),
         )
-    receipts = [""] * len(clients)
-    if recorded:
-        receipts = record_unprotected(station, question, clients, "count-table")
-    return [
-        answer_content(client, {"table": tables[i].astype("<i8").tobytes(), "receipt": receipts[i]})
+    contents: list[Outcome] = [
+        answer_content(client, {"table": tables[i].astype("<i8").tobytes()})
         for i, client in enumerate(clients)
     ]
+    if recorded:
+        return send_unprotected(station, question, "count-table", clients, contents)
+    return contents
 
 
 def answer_margins(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:

@@ -29,7 +29,8 @@ class Introduction:
         simulated: whether its process is part of a simulation.
         schema: what its data set's code declares.
         test_rows: how many test rows it has; None for a deployed client, which keeps that secret.
-        epsilon_left: what its budget still allows; None in a simulation.
+        epsilon_left: what its client-level budget still allows; None in a simulation.
+        record_epsilon_left: what its record-level budget still allows; None where it has none.
         public_key: that signs its receipts; "" in a simulation.
     """
 
@@ -38,6 +39,7 @@ class Introduction:
     schema: Schema
     test_rows: int | None = None
     epsilon_left: float | None = None
+    record_epsilon_left: float | None = None
     public_key: str = ""
 
     def to_content(self) -> RecordDict:
@@ -49,8 +51,10 @@ class Introduction:
         }
         if self.test_rows is not None:
             fields["test_rows"] = self.test_rows
-        if self.epsilon_left is not None:
-            fields["epsilon_left"] = self.epsilon_left
+        for name in ("epsilon_left", "record_epsilon_left"):
+            value = getattr(self, name)
+            if value is not None:
+                fields[name] = value
         return answer_content(self.client, fields)
 
     @staticmethod
@@ -62,7 +66,7 @@ class Introduction:
         """
         record = content.config_records.get("answer", ConfigRecord())
         client, simulated = record.get("client"), record.get("simulated")
-        rows, left = record.get("test_rows"), record.get("epsilon_left")
+        rows = record.get("test_rows")
         check_sender(record, f"client {client!r}", "the server")
         good = isinstance(client, int) and not isinstance(client, bool) and client >= 0
         if not isinstance(client, int) or not good or not isinstance(simulated, bool):
@@ -75,9 +79,15 @@ class Introduction:
             simulated,
             Schema.from_json(str(record.get("data", ""))),
             rows if isinstance(rows, int) else None,
-            float(left) if isinstance(left, int | float) else None,
+            _number(record, "epsilon_left"),
+            _number(record, "record_epsilon_left"),
             str(record.get("public_key", "")),
         )
+
+
+def _number(record: ConfigRecord, name: str) -> float | None:
+    value = record.get(name)
+    return float(value) if isinstance(value, int | float) else None
 
 
 def introduction_question() -> RecordDict:

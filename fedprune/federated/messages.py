@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -23,7 +23,7 @@ from fedprune.errors import FederationError
 from fedprune.federated.package import package_hash, package_name
 from fedprune.runs import Architecture
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,7 @@ class Question:
         reference: [size] float32 state of the dense model, where it is compared with.
         counterfactual: True for what exists in simulation only (baselines).
         seed: what simulated clients draw from; a deployed client refuses a question that has one.
+        own: what is said to one client alone, by client number.
     """
 
     run: str
@@ -49,9 +50,20 @@ class Question:
     reference: Tensor | None = None
     counterfactual: bool = False
     seed: int | None = None
+    own: Mapping[int, Mapping[str, bytes]] = field(default_factory=dict)
+
+    def to_contents(self, clients: Iterable[int]) -> Iterator[RecordDict]:
+        """Write as Flower records for each client; clients that are told the same share one."""
+        shared = self.to_content()
+        for client in clients:
+            if client not in self.own:
+                yield shared
+                continue
+            parts: dict[str, ConfigRecordValues] = {"client": client, **self.own[client]}
+            yield RecordDict({**shared, "own": ConfigRecord(parts)})
 
     def to_content(self) -> RecordDict:
-        """Write as Flower records."""
+        """Write as Flower records what all clients are told."""
         task: dict[str, ConfigRecordValues] = {
             **sender(),
             "run": self.run,
@@ -88,6 +100,7 @@ class Question:
                 reference=_from_array(arrays["reference"]) if "reference" in arrays else None,
                 counterfactual=bool(task["counterfactual"]),
                 seed=None if seed is None else int(str(seed)),
+                own=_own_part(content),
             )
         except (KeyError, ValueError) as error:
             raise FederationError(f"the server's question cannot be read: {error!r}") from None
@@ -105,6 +118,13 @@ class Question:
         if self.reference is not None:
             parts.append(model_digest(self.architecture, self.reference))
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def digest_for(self, client: int) -> str:
+        """SHA-256 of everything that one client was asked."""
+        if client not in self.own:
+            return self.digest
+        own = {name: value.hex() for name, value in self.own[client].items()}
+        return hashlib.sha256(json.dumps([self.digest, own], sort_keys=True).encode()).hexdigest()
 
     def number(self, name: str, least: float = -math.inf) -> float:
         """Read a numeric setting.
@@ -140,6 +160,14 @@ class Question:
         if not isinstance(value, str):
             raise FederationError(f"the server's question needs a text {name!r}, got {value!r}")
         return value
+
+
+def _own_part(content: RecordDict) -> dict[int, dict[str, bytes]]:
+    record = dict(content.config_records.get("own", ConfigRecord()))
+    client = record.pop("client", None)
+    if not isinstance(client, int) or isinstance(client, bool):
+        return {}
+    return {client: {k: v for k, v in record.items() if isinstance(v, bytes)}}
 
 
 def sender() -> dict[str, ConfigRecordValues]:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from fedprune.config import Scalar
 from fedprune.data import PARTITIONS
-from fedprune.errors import RefusedInDeploymentError
+from fedprune.errors import PrivacyError, RefusedInDeploymentError
+from fedprune.privacy import Budget
+from fedprune.privacy.events import ADD_REMOVE_RECORD
 
 CLIENT_KEY = "partition-id"
 _REQUIRED = ("data-root", "ledger", "epsilon")
@@ -28,7 +30,11 @@ class NodeSettings:
         client: its number in the federation (`partition-id`).
         data_root: folder of its rows.
         ledger: SQLite file of its budget.
-        epsilon: the budget that it enforces.
+        epsilon, delta: the client-level budget that it enforces; delta = 0 counts pure epsilon.
+        record_epsilon, record_delta: a record-level budget beside it; None allows no message that
+            is protected at record level only, such as DP-SGD updates.
+        least_noise_multiplier: of DP-SGD; a server that asks for less noise gets this much.
+        roster: file with the public keys of the clients that it takes part in secure sums with.
         signing_key: file of the key that signs its receipts; beside the ledger by default.
         dataset: name of its data set; "" takes the run's, unless that names code to import.
         model: the "package.module:function" that it allows to be imported, if any.
@@ -50,6 +56,27 @@ class NodeSettings:
     split_seed: int = 1
     num_partitions: int | None = None
     partition: str = "iid"
+    delta: float = 0.0
+    record_epsilon: float | None = None
+    record_delta: float = 1e-5
+    least_noise_multiplier: float = 0.0
+    roster: Path | None = None
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """What this client allows, one budget a neighbouring relation.
+
+        Raises:
+            RefusedInDeploymentError: if a budget can promise nothing.
+        """
+        try:
+            own = Budget(self.epsilon) if self.delta == 0 else Budget.zcdp(self.epsilon, self.delta)
+            if self.record_epsilon is None:
+                return (own,)
+            record = Budget.renyi(self.record_epsilon, self.record_delta, ADD_REMOVE_RECORD)
+        except PrivacyError as error:
+            raise RefusedInDeploymentError(f"node config: {error}") from None
+        return own, record
 
     @staticmethod
     def of(node_config: Mapping[str, Scalar]) -> NodeSettings:
@@ -70,7 +97,16 @@ class NodeSettings:
             client=client_number(node_config),
             data_root=str(node_config["data-root"]),
             ledger=ledger,
-            epsilon=_budget(node_config["epsilon"]),
+            epsilon=_budget(node_config, "epsilon"),
+            delta=_delta(node_config, "delta", 0.0),
+            record_epsilon=(
+                _budget(node_config, "record-epsilon") if "record-epsilon" in node_config else None
+            ),
+            record_delta=_delta(node_config, "record-delta", 1e-5),
+            least_noise_multiplier=_noise(node_config),
+            roster=(
+                Path(str(node_config["roster"])).expanduser() if "roster" in node_config else None
+            ),
             signing_key=Path(str(node_config.get("signing-key", own_key))).expanduser(),
             dataset=str(node_config.get("dataset", "")),
             model=str(node_config.get("model", "")),
@@ -115,10 +151,31 @@ def _choice(
     return value
 
 
-def _budget(value: Scalar) -> float:
+def _budget(node_config: Mapping[str, Scalar], name: str) -> float:
+    value = node_config[name]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(float(value)) or float(value) <= 0:
         raise RefusedInDeploymentError(
-            f"node config's epsilon must be a number above 0, got {value!r}"
+            f"node config's {name} must be a number above 0, got {value!r}"
+        )
+    return float(value)
+
+
+def _delta(node_config: Mapping[str, Scalar], name: str, default: float) -> float:
+    value = node_config.get(name, default)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= float(value) < 1:
+        raise RefusedInDeploymentError(
+            f"node config's {name} must be a number in [0, 1), got {value!r}"
+        )
+    return float(value)
+
+
+def _noise(node_config: Mapping[str, Scalar]) -> float:
+    value = node_config.get("least-noise-multiplier", 0.0)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= float(value) < math.inf:
+        raise RefusedInDeploymentError(
+            f"node config's least-noise-multiplier must be a number of at least 0, got {value!r}"
         )
     return float(value)

@@ -14,7 +14,8 @@ from fedprune.federated.node_settings import CLIENT_KEY, NodeSettings
 from fedprune.federated.process import is_simulated
 from fedprune.federated.station import Station
 from fedprune.named import is_reference
-from fedprune.privacy import Budget, Ledger, SigningKey
+from fedprune.privacy import Ledger, SigningKey
+from fedprune.runs import budgets
 
 _STATIONS: dict[str, Station] = {}
 
@@ -62,7 +63,7 @@ def _simulated(config: Config, flower_run: int) -> Station:
     federation = study.divide(config, dataset)
     ledger = Ledger.open(
         run_folder_path(config, flower_run) / "ledger.sqlite",
-        budget=Budget(config.privacy.epsilon),
+        budget=budgets(config),
     )
     return Station(ledger, dataset, federation, deterministic=config.engine.deterministic)
 
@@ -74,7 +75,7 @@ def _deployed(config: Config, node_config: Mapping[str, Scalar]) -> Station:
     key = SigningKey.open(node.signing_key)
     ledger = Ledger.open(
         node.ledger,
-        budget=Budget(node.epsilon),
+        budget=node.budgets,
         owner=f"client {node.client}",
         private=True,
         signing_key=key.public,

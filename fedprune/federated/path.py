@@ -6,7 +6,7 @@ The private votes and every baseline go through the same function; they differ i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from fedprune.errors import PruningError
 from fedprune.federated.averaging import train_rounds
 from fedprune.federated.evaluation import accuracy_of
 from fedprune.federated.experiment import Experiment, Held, JsonDict
-from fedprune.federated.voting import Ranker, Ranking, Step
+from fedprune.federated.steps import Step, schedule
+from fedprune.federated.voting import Ranker, Ranking
 from fedprune.pruning import UnitLayout
 from fedprune.runs import Architecture, weights_vector
 
@@ -58,19 +59,6 @@ def follow(experiment: Experiment, dense: Held, name: str, rank: Ranker) -> Outc
     return Outcome(held, after, before)
 
 
-def schedule(experiment: Experiment) -> list[tuple[Step, float]]:
-    """Plan the steps: who is asked (disjoint cohorts) and what fraction of the dense stays."""
-    config = experiment.config
-    _, final = config.prune.budget
-    fractions = pruning.keep_fractions(config.prune.schedule, config.prune.steps, final)
-    shuffled = experiment.generator("cohorts").permutation(len(experiment.clients))
-    cohorts = np.array_split(shuffled, len(fractions))
-    return [
-        (Step(number, tuple(sorted(cohort.tolist())), 1.0), fraction)
-        for number, (cohort, fraction) in enumerate(zip(cohorts, fractions, strict=True), start=1)
-    ]
-
-
 def _prune(
     experiment: Experiment,
     held: Held,
@@ -84,12 +72,14 @@ def _prune(
     def action() -> tuple[Architecture, Tensor, JsonDict]:
         layout = held.layout()
         budget = relative_budget(experiment, dense.layout(), layout, fraction)
-        asked = Step(step.number, step.clients, client_fraction(layout, budget))
+        asked = replace(step, keep_units=client_fraction(layout, budget))
         ranking = rank(experiment, held, asked, counterfactual)
         mask = choose(experiment, ranking.score, layout, budget)
         result = _describe(experiment, held, ranking, layout, budget, mask)
         if ranking.answers is not None:
             result |= {"asked": len(step.clients), "reports": ranking.answers}
+        if ranking.collected is not None:
+            result |= ranking.collected.facts
         if not counterfactual:
             _save_votes(experiment, step.number, ranking, mask)
         return (*_shrunk(held, layout, mask), result)
@@ -179,6 +169,9 @@ def _save_votes(experiment: Experiment, number: int, ranking: Ranking, mask: Ten
     for part, values in parts.items():
         if values is not None:
             known[f"step{number}.{part}"] = torch.from_numpy(np.array(values, dtype=np.float64))
+    if ranking.collected is not None:
+        for name, array in ranking.collected.arrays.items():
+            known[f"step{number}.{name}"] = torch.from_numpy(np.array(array))
     known[f"step{number}.mask"] = mask
     experiment.folder.write_tensors("votes.safetensors", known)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,16 +18,25 @@ from fedprune.federated.answering import (
     Outcome,
     check_layout,
     receipt_line,
-    record_unprotected,
     refusal,
+    send_unprotected,
 )
 from fedprune.federated.messages import Question, answer_content
 from fedprune.federated.station import Station
-from fedprune.privacy import Entry, Granted, Memoised, ThresholdResponse
+from fedprune.privacy import (
+    Entry,
+    Granted,
+    Mechanism,
+    Memoised,
+    ThresholdResponse,
+    assigned_blocks,
+    public_ranks,
+)
 from fedprune.privacy.chain import STORED
-from fedprune.privacy.events import REPLACEMENT
+from fedprune.privacy.events import REPLACEMENT, PureEvent
 
 _LOG = logging.getLogger(__name__)
+_MOST_CLIENTS = 10**7
 
 
 def answer_report(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
@@ -37,18 +46,23 @@ def answer_report(station: Station, question: Question, clients: Sequence[int]) 
     spends and reports, on a mask that says nothing: an error would be an answer about its data
     that no budget covers.
     """
-    mechanism = _mechanism(question)
+    asked_for = _asked_for(question)
     select = selector(question)
-    entries = [_report_entry(question, client, mechanism.epsilon) for client in clients]
+    template = Entry.charged(
+        client="",
+        run=question.run,
+        round=question.round,
+        kind="mask-report",
+        question=question.digest,
+        relation=REPLACEMENT,
+        event=PureEvent(asked_for.mechanism.epsilon),
+    )
+    entries = [replace(template, client=str(client)) for client in clients]
     answers = station.ledger.reserve_many(entries)
     todo = [i for i, answer in enumerate(answers) if isinstance(answer, Granted)]
     if todo:
         asked = [clients[i] for i in todo]
-        masks = _masks_or_nothing(station, question, asked, mechanism.num_units, select)
-        sources = [
-            station.randomness(question, "report", question.round, client) for client in asked
-        ]
-        drawn = [bytes(report) for report in mechanism.randomize_many(masks, sources)]
+        drawn = _draw(station, question, asked, asked_for, select)
         station.ledger.store_many([(entries[i], drawn[k]) for k, i in enumerate(todo)])
         for k, i in enumerate(todo):
             answers[i] = Memoised(drawn[k])
@@ -60,21 +74,87 @@ def answer_report(station: Station, question: Question, clients: Sequence[int]) 
     ]
 
 
+@dataclass(frozen=True)
+class _AskedFor:
+    """What a report must be about: some of the layout's units, and for each client which block."""
+
+    mechanism: Mechanism
+    units: NDArray[np.int64]
+    num_units: int
+    ranks: NDArray[np.int64] | None
+
+    def blocks(self, clients: Sequence[int]) -> NDArray[np.int64] | None:
+        """The block of each client; None where clients draw their own."""
+        if self.ranks is None:
+            return None
+        return assigned_blocks(self.ranks[list(clients)], self.mechanism.num_blocks)
+
+
+def _asked_for(question: Question) -> _AskedFor:
+    """Read what the server asks for; nothing of it is trusted, all of it is checked."""
+    check_layout(question)
+    _, layout = question.architecture.build()
+    units = _units(question, len(layout))
+    mechanism = ThresholdResponse(
+        question.number("epsilon"),
+        len(units),
+        block_units=question.whole("block_units", 1),
+        threshold=question.whole("threshold", 1),
+    )
+    label, total = question.text("ranks"), question.whole("clients", 1)
+    if not label:
+        return _AskedFor(mechanism, units, len(layout), None)
+    if total > _MOST_CLIENTS:
+        raise FederationError(f"a federation has at most {_MOST_CLIENTS} clients, got {total}")
+    return _AskedFor(mechanism, units, len(layout), public_ranks(total, label))
+
+
+def _units(question: Question, num_units: int) -> NDArray[np.int64]:
+    """Which units are asked about: a bitmap in hexadecimal, "" for all."""
+    text = question.text("units")
+    if not text:
+        return np.arange(num_units, dtype=np.int64)
+    try:
+        packed = np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
+    except ValueError:
+        raise FederationError("the server's units are not hexadecimal digits") from None
+    bits = np.unpackbits(packed)
+    if len(packed) != (num_units + 7) // 8 or bits[num_units:].any() or not bits.any():
+        raise FederationError(f"the server's units are no bitmap of {num_units} units, one set")
+    return np.flatnonzero(bits).astype(np.int64)
+
+
+def _draw(
+    station: Station,
+    question: Question,
+    clients: Sequence[int],
+    asked_for: _AskedFor,
+    select: Callable[[torch.Tensor], NDArray[np.bool_]],
+) -> list[bytes]:
+    """Score, select and randomise for clients whose budget is reserved."""
+    masks = _masks_or_nothing(station, question, clients, asked_for.num_units, select)
+    sources = [station.randomness(question, "report", question.round, i) for i in clients]
+    reports = asked_for.mechanism.randomize_many(
+        masks[:, asked_for.units], sources, asked_for.blocks(clients)
+    )
+    return [bytes(report) for report in reports]
+
+
 def answer_masks(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
     """Send masks and scores as they are: in simulation only, for baselines or trust = "none"."""
     station.simulation_only("to send its mask without noise")
     check_layout(question)
     scores = station.scores(question, clients)
     masks = selector(question)(scores)
-    record_unprotected(station, question, clients, "raw-mask")
     packed = np.packbits(masks, axis=1)
-    return [
+    contents: list[Outcome] = [
         answer_content(
             client,
             {"mask": packed[i].tobytes(), "scores": scores[i].numpy().astype("<f4").tobytes()},
         )
         for i, client in enumerate(clients)
     ]
+    return send_unprotected(station, question, "raw-mask", clients, contents)
 
 
 def _report_answer(station: Station, question: Question, entry: Entry, report: bytes) -> RecordDict:
@@ -85,30 +165,6 @@ def _report_answer(station: Station, question: Question, entry: Entry, report: b
         "receipt": receipt_line(station, replace(entry, stage=STORED, report=report)),
     }
     return answer_content(int(entry.client), fields)
-
-
-def _mechanism(question: Question) -> ThresholdResponse:
-    """Make the mechanism that was asked for; its parameters are checked, never trusted."""
-    check_layout(question)
-    _, layout = question.architecture.build()
-    return ThresholdResponse(
-        question.number("epsilon"),
-        len(layout),
-        block_units=question.whole("block_units", 1),
-        threshold=question.whole("threshold", 1),
-    )
-
-
-def _report_entry(question: Question, client: int, epsilon: float) -> Entry:
-    return Entry(
-        client=str(client),
-        run=question.run,
-        round=question.round,
-        kind="mask-report",
-        question=question.digest,
-        relation=REPLACEMENT,
-        epsilon=epsilon,
-    )
 
 
 def selector(question: Question) -> Callable[[torch.Tensor], NDArray[np.bool_]]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from fedprune.config import Scalar
 from fedprune.errors import FedpruneError
-from fedprune.federated.answering import Outcome, record_unprotected
+from fedprune.federated.answering import Outcome, send_unprotected
 from fedprune.federated.messages import Question, answer_content
 from fedprune.federated.station import RowSource, Station
 from fedprune.federated.training import LocalTraining, train_locally
@@ -44,17 +44,11 @@ def answer_train(station: Station, question: Question, clients: Sequence[int]) -
             loss = train_locally(model, inputs, labels, how, order)
         except FedpruneError as error:
             return error
-        fields: dict[str, Scalar | bytes] = {
-            "loss": loss,
-            "rows": len(labels),
-            "receipt": receipts[client],
-        }
+        fields: dict[str, Scalar | bytes] = {"loss": loss, "rows": len(labels)}
         return answer_content(client, fields, weights_vector(model))
 
-    signed = record_unprotected(station, question, clients, "model-update")
-    receipts = dict(zip(clients, signed, strict=True))
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(max_workers=min(len(clients), os.cpu_count() or 1)) as pool:
         outcomes = list(pool.map(train_one, clients))
     torch.set_num_threads(threads)
-    return outcomes
+    return send_unprotected(station, question, "model-update", clients, outcomes)

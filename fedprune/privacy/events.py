@@ -113,7 +113,7 @@ def event_from_text(text: str) -> Event:
         content: dict[str, Any] = json.loads(text)
         kind = _NAMES[content.pop("event")]
         values = {k: float.fromhex(v) if isinstance(v, str) else v for k, v in content.items()}
-        event = kind(**values)
+        event: Event = kind(**values)  # type: ignore[arg-type]  # the values decide
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PrivacyError(f"not an event that this accountant knows: {text[:120]!r}") from error
     if event_to_text(event) != text:

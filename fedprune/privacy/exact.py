@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,21 +39,22 @@ class ExactCategorical:
         `more(i)` gives one further word for draw i, in the rare case that its words so far do
         not decide.
         """
-        passed, undecided = self._first_word(word_bits)
-        categories = np.searchsorted(passed, words, side="left")
-        for index in np.flatnonzero(np.isin(words, undecided)):
+        last_words, splits = self._first_word(word_bits)
+        categories = np.searchsorted(last_words[:-1], words, side="left")
+        # The first boundary at or above a word is one inside that word, if there is any.
+        undecided = splits[categories] & (last_words[categories] == words)
+        for index in np.flatnonzero(undecided):
             categories[index] = self._read_on(int(words[index]), word_bits, more, int(index))
         return categories
 
-    def _first_word_tables(self, word_bits: int) -> tuple[Words, Words]:
-        """Compute, per inner boundary, the last word that lies below it, and the split words."""
-        total, passed, undecided = self._bounds[-1], [], []
-        for bound in self._bounds[:-1]:
+    def _first_word_tables(self, word_bits: int) -> tuple[Words, NDArray[np.bool_]]:
+        """Compute per category its last word, whole or in part, and whether it is only a part."""
+        total, last_words, splits = self._bounds[-1], [], []
+        for bound in self._bounds:
             quotient, remainder = divmod(bound << word_bits, total)
-            passed.append(quotient if remainder else quotient - 1)
-            if remainder:
-                undecided.append(quotient)
-        return np.array(passed, dtype=np.uint64), np.unique(np.array(undecided, dtype=np.uint64))
+            last_words.append(quotient if remainder else quotient - 1)
+            splits.append(bool(remainder))
+        return np.array(last_words, dtype=np.uint64), np.array(splits)
 
     def _read_on(self, prefix: int, word_bits: int, more: MoreWords, index: int) -> int:
         """Read words until the interval of expansions with this prefix lies in one category."""
@@ -65,7 +67,7 @@ class ExactCategorical:
 
 
 def uniform_subsets(
-    sizes: NDArray[np.int64], keys: Words, redraw: Callable[[int], Words]
+    sizes: NDArray[np.int64], keys: NDArray[Any], redraw: Callable[[int], NDArray[Any]]
 ) -> NDArray[np.bool_]:
     """Choose, in every row, `sizes[i]` of its coordinates, every subset equally likely.
 
@@ -74,19 +76,29 @@ def uniform_subsets(
 
     Args:
         sizes: [count] how many coordinates to choose.
-        keys: [count, m] independent uniform words.
-        redraw: gives m fresh words for row i.
+        keys: [count, m] independent uniform unsigned integers of any width.
+        redraw: gives m fresh ones for row i.
 
     Returns:
         [count, m] bool, True where chosen.
     """
+    chosen, tied = _smallest(sizes, keys)
+    for row in np.flatnonzero(tied):
+        while tied[row]:  # each time from this row's own source
+            chosen[row], tied[row] = _smallest(sizes[row : row + 1], redraw(int(row))[None])
+    return chosen
+
+
+def _smallest(
+    sizes: NDArray[np.int64], keys: NDArray[Any]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Choose the smallest keys of every row, and say which rows have a tie across the cut."""
     count, width = keys.shape
-    ordered = np.sort(keys, axis=1)
+    # A stable sort of 16-bit integers is a radix sort: as fast on every machine.
+    ordered = np.sort(keys, axis=1, kind="stable" if keys.dtype.itemsize == 2 else None)
     rows = np.arange(count)
     last = ordered[rows, np.clip(sizes - 1, 0, width - 1)]
     following = ordered[rows, np.clip(sizes, 0, width - 1)]
     chosen = (keys <= last[:, None]) & (sizes > 0)[:, None]
     tied = (last == following) & (sizes > 0) & (sizes < width)
-    for row in np.flatnonzero(tied):
-        chosen[row] = uniform_subsets(sizes[row : row + 1], redraw(int(row))[None], redraw)[0]
-    return chosen
+    return chosen, tied

@@ -1,34 +1,46 @@
-"""The durable ledger with which a client enforces its own budget.
+"""The durable ledger with which a client enforces its own budgets.
 
-Order of events for a report: reserve epsilon -> fsync -> draw -> store the exact bytes -> send.
-After a crash a reservation counts as spent; one without stored bytes may be completed once at no
-new charge, because nothing is sent before it is stored. The same round and question get the same
+Order of events for a report: reserve -> fsync -> draw -> store the exact bytes -> send. After a
+crash a reservation counts as spent; one without stored bytes may be completed once at no new
+charge, because nothing is sent before it is stored. The same round and question get the same
 bytes again, never a fresh draw; the same round with another question is refused, and so is
-whatever would exceed the budget.
+whatever would exceed one of the budgets that it counts under. A message that says nothing about
+the data is reserved and stored in the same way, at no charge.
 
 Rows are appended to one SQLite file (write-ahead log, synchronous = FULL) and hash-chained: row
 k's SHA-256 covers all of its columns and row k-1's hash, row 0's covers the ledger's own terms.
-A chain proves that nothing inside it was changed; that its end was not cut off shows only
-against a head kept elsewhere (a receipt, or the run folder's events).
+Before anything is written, what is new in the file is verified: nothing is spent on a ledger that
+was damaged. A chain proves that nothing inside it was changed; that its end was not cut off shows
+against a head kept elsewhere (`head_copy`, a receipt, or the run folder's events).
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import TypeAlias
 
-from fedprune.errors import BudgetExceededError, LedgerError, PrivacyError, QuestionChangedError
-from fedprune.privacy.accounting import UNPROTECTED, Budget
-from fedprune.privacy.chain import RESERVED, SENT, STORED, TABLES, Entry, to_row
-from fedprune.privacy.ledger_reader import LedgerReader, readable_failures, spent_in
+import numpy as np
 
-SCHEMA = 1
-_PRIVATE, _NOT_PRIVATE = "private", "NOT PRIVATE: seeded simulation"
+from fedprune.errors import BudgetExceededError, LedgerError, PrivacyError, QuestionChangedError
+from fedprune.privacy.accounting import Budget
+from fedprune.privacy.chain import STORED, Entry, Numbers, to_row
+from fedprune.privacy.cohorts import CohortAnswer, CohortLedger, question_changed
+from fedprune.privacy.head_copy import read_head
+from fedprune.privacy.ledger_file import readable_failures
+from fedprune.privacy.ledger_state import LedgerState
+from fedprune.privacy.ledger_terms import (
+    by_relation,
+    check_key,
+    check_terms,
+    stored_budgets,
+    terms_for,
+)
+from fedprune.privacy.ledger_writer import as_sent, check_reservations, taken
+
+_BUSY_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class Granted:
 Answer: TypeAlias = Memoised | Granted | BudgetExceededError | QuestionChangedError
 
 
-class Ledger(LedgerReader):
+class Ledger(CohortLedger):
     """An open ledger file that can spend; use it as a context manager or call `close`."""
 
     @classmethod
@@ -56,44 +68,52 @@ class Ledger(LedgerReader):
         cls,
         path: str | Path,
         *,
-        budget: Budget | None = None,
+        budget: Budget | Sequence[Budget] | None = None,
         owner: str = "simulation",
         private: bool = False,
         signing_key: str | None = None,
         read_only: bool = False,
+        head_copy: str | Path | None = None,
     ) -> Ledger:
         """Open a ledger, or create it when `budget` is given and there is none.
 
         Args:
             path: the SQLite file.
-            budget: the terms; must equal the stored ones if the file exists.
+            budget: the terms, one budget under each neighbouring relation that something may be
+                charged under; must equal the stored ones if the file exists.
             owner: whose ledger it is ("simulation" for the shared one of a simulation).
             private: False stamps the ledger NOT PRIVATE (seeded randomness).
             signing_key: public half of the key that signs a private ledger's receipts; it is one
                 of the terms, so the chain is tied to it.
             read_only: look without touching anything, as an auditor does.
+            head_copy: the owner's copy of the ledger's last row, best kept in another place: a
+                ledger without that row was rolled back and is refused. A missing copy is written.
 
         Raises:
-            LedgerError: if it is missing, damaged, locked, or was opened on other terms.
+            LedgerError: if it is missing, damaged, locked, rolled back, or was opened on other
+                terms.
         """
-        path = Path(path)
-        if not path.exists() and budget is None:
-            raise LedgerError(f"there is no ledger at {path}")
+        path, copy = Path(path), None if head_copy is None else Path(head_copy)
+        budgets = by_relation(budget)
+        if not path.exists():
+            _check_absence(path, copy, known=bool(budgets) and not read_only)
         if signing_key is not None and not private:
             raise LedgerError(f"{path} gets no signing key: a simulation gives no receipts")
-        wanted = _terms_for(budget, owner, private, signing_key)
+        wanted = terms_for(budgets, owner, private, signing_key)
         with readable_failures(path):
             # Autocommit; every write below opens its own immediate transaction.
             connection = _read_only(path) if read_only else _read_write(path)
-        ledger = cls(connection, path, budget or Budget(1.0))
+        ledger = cls(connection, path)
         try:
             with readable_failures(path):
                 terms = ledger._terms() or ledger._create(wanted)
-            ledger.budget = _stored_budget(path, terms)
-            if budget is not None:
-                _check_terms(path, terms, wanted)
-            elif signing_key is not None and terms.get("signing_key") != signing_key:
-                raise LedgerError(_other_key(path, terms.get("signing_key"), signing_key))
+            ledger.budgets = stored_budgets(path, terms)
+            if wanted:
+                check_terms(path, terms, wanted)
+            elif signing_key is not None:
+                check_key(path, terms, signing_key)
+            if copy is not None:
+                ledger._follow(copy, read_only)
         except BaseException:
             connection.close()
             raise
@@ -102,11 +122,12 @@ class Ledger(LedgerReader):
     # Spending.
 
     def reserve(self, entry: Entry) -> Memoised | Granted:
-        """Reserve one event's epsilon; on return it is on disk.
+        """Reserve one event; on return the reservation is on disk.
 
         Raises:
-            BudgetExceededError: if the client's events would exceed its budget.
+            BudgetExceededError: if the client's events would exceed one of its budgets.
             QuestionChangedError: if this round was asked before with another question.
+            PrivacyError: if the entry's figures are not those of its event.
         """
         answer = self.reserve_many([entry])[0]
         if isinstance(answer, PrivacyError):
@@ -114,26 +135,24 @@ class Ledger(LedgerReader):
         return answer
 
     def reserve_many(self, entries: Sequence[Entry]) -> list[Answer]:
-        """Reserve for many clients in one durable transaction; refusals come back as values."""
-        for entry in entries:
-            if entry.stage != RESERVED or entry.report:
-                raise PrivacyError(f"only a reservation can be reserved, got {entry.stage!r}")
-            if entry.relation != self.budget.relation or entry.delta != 0 or not entry.epsilon > 0:
-                raise PrivacyError(
-                    f"this ledger counts pure epsilon under {self.budget.relation}, got "
-                    f"{entry.relation} with epsilon = {entry.epsilon!r}, delta = {entry.delta!r}"
-                )
-        with self._transaction():
-            history = self._history({entry.client for entry in entries})
-            answers: list[Answer] = []
-            granted: list[Entry] = []
-            for entry in entries:
-                answer = self._decide(entry, history.setdefault(entry.client, []))
+        """Reserve for many clients in one durable transaction; refusals come back as values.
+
+        Raises:
+            PrivacyError: if an entry's figures are not those of its event, or this ledger has no
+                budget under its relation; then nothing is reserved for anybody.
+        """
+        check_reservations(entries)
+        with self._writing(sends=False) as state:
+            wanted = [state.completed(entry) for entry in entries]
+            for entry in wanted:
+                state.charges(entry)
+            answers, rows = [], []
+            for entry in wanted:
+                answer = self._decide(state, entry)
                 answers.append(answer)
-                if isinstance(answer, Granted) and not answer.resumed:
-                    history[entry.client].append(entry)
-                    granted.append(entry)
-            self._append(granted)
+                if answer == Granted():
+                    rows.append(taken(state, to_row(state.rows + 1, state.head, entry)))
+            self._insert(rows)
         return answers
 
     def store(self, entry: Entry, report: bytes) -> None:
@@ -146,134 +165,70 @@ class Ledger(LedgerReader):
         Raises:
             LedgerError: if an event was not reserved, or is stored already.
         """
-        with self._transaction():
-            history = self._history({entry.client for entry, _ in reports})
-            for entry, report in reports:
-                past = history.setdefault(entry.client, [])
-                if [e for e in past if e.key == entry.key] != [entry]:
-                    raise LedgerError(
-                        f"a report of client {entry.client} in round {entry.round} can be stored "
-                        f"once, after its own reservation; {self.path} has another history"
-                    )
-                past.append(replace(entry, stage=STORED, report=report))
-            self._append(replace(entry, stage=STORED, report=report) for entry, report in reports)
+        with self._writing() as state:
+            rows = []
+            for asked, report in reports:
+                entry = state.completed(asked)
+                self._check_storable(state, entry, _numbers(state, entry))
+                stored = replace(entry, stage=STORED, report=report)
+                rows.append(taken(state, to_row(state.rows + 1, state.head, stored)))
+            self._insert(rows)
+
+    # Recording.
 
     def record_unprotected(self, entries: Iterable[Entry]) -> None:
-        """Write down messages that carry no guarantee, before they are sent."""
-        with self._transaction():
-            self._append(
-                replace(e, stage=SENT, relation=UNPROTECTED, epsilon=0.0, delta=0.0)
-                for e in entries
-            )
+        """Write down messages that are not charged, before they are sent.
+
+        Args:
+            entries: under the relation "no-charge" if they say nothing about the data, else
+                recorded as unprotected; a `content_hash` binds what is sent.
+
+        Raises:
+            PrivacyError: if a content hash is not a SHA-256.
+        """
+        sent = [as_sent(entry) for entry in entries]
+        with self._writing() as state:
+            self._insert([taken(state, to_row(state.rows + 1, state.head, e)) for e in sent])
 
     # The inside.
 
-    def _create(self, terms: dict[str, str]) -> dict[str, str]:
-        if not terms:
-            raise LedgerError(f"{self.path} is not a ledger")
-        with self._transaction():
-            if self._terms():  # another process was faster
-                return self._terms()
-            for statement in TABLES.split(";"):
-                self._connection.execute(statement)
-            self._connection.executemany("INSERT INTO terms VALUES (?, ?)", sorted(terms.items()))
-        return terms
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with readable_failures(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
-
-    def _decide(self, entry: Entry, history: list[Entry]) -> Answer:
-        same_round = [past for past in history if past.key == entry.key]
-        if any(replace(past, stage=RESERVED, report=b"") != entry for past in same_round):
-            return QuestionChangedError(
-                f"client {entry.client} was asked another question in round {entry.round} of run "
-                f"{entry.run}; one round gets one answer"
-            )
-        for past in same_round:
-            if past.stage == STORED:
-                return Memoised(past.report)
-        if same_round:
+    def _decide(self, state: LedgerState, entry: Entry) -> Answer:
+        known, client = state.round(entry), state.number_of(entry.client)
+        place = known.asked.get(client)
+        if place < 0:
+            return state.refusal(entry, client) or Granted()
+        if place != known.place_of(entry.asked):
+            return question_changed(entry, entry.client)
+        row = known.stored.get(client)
+        if not row:
             return Granted(resumed=True)
-        total = spent_in(history) + Fraction(entry.epsilon)
-        if total > Fraction(self.budget.epsilon):
-            return BudgetExceededError(
-                f"client {entry.client} has spent epsilon = {float(spent_in(history)):g} of its "
-                f"budget of {self.budget.epsilon:g}; another {entry.epsilon:g} is refused"
-            )
-        return Granted()
-
-    def _append(self, entries: Iterable[Entry]) -> None:
-        seq, previous = self._head()
-        rows = []
-        for entry in entries:
-            seq += 1
-            rows.append(to_row(seq, previous, entry))
-            previous = str(rows[-1][-1])
-        marks = ",".join("?" * 14)
-        self._connection.executemany(f"INSERT INTO entries VALUES ({marks})", rows)
+        return Memoised(self._reports(np.array([client]), np.array([row]))[0])
 
 
-def _terms_for(
-    budget: Budget | None, owner: str, private: bool, signing_key: str | None
-) -> dict[str, str]:
-    if budget is None:
-        return {}
-    terms = {
-        "schema": str(SCHEMA),
-        "owner": owner,
-        "privacy": _PRIVATE if private else _NOT_PRIVATE,
-        "unit": budget.unit,
-        "relation": budget.relation,
-        "epsilon": float(budget.epsilon).hex(),
-        "delta": float(budget.delta).hex(),
-    }
-    return terms if signing_key is None else terms | {"signing_key": signing_key}
+def _numbers(state: LedgerState, entry: Entry) -> Numbers:
+    return np.array([state.number_of(entry.client)], dtype=np.int64)
 
 
-def _stored_budget(path: Path, terms: Mapping[str, str]) -> Budget:
-    if terms.get("schema") != str(SCHEMA):
-        raise LedgerError(f"{path} has ledger schema {terms.get('schema')}, this is {SCHEMA}")
-    try:
-        return Budget(float.fromhex(terms["epsilon"]), float.fromhex(terms["delta"]))
-    except (KeyError, ValueError, PrivacyError) as error:
-        raise LedgerError(f"the terms of {path} are damaged: {error}") from None
-
-
-def _check_terms(path: Path, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Refuse to go on with a ledger on other terms than it was made for."""
-    if any(stored.get(name) != wanted[name] for name in ("owner", "epsilon", "delta")):
+def _check_absence(path: Path, copy: Path | None, *, known: bool) -> None:
+    """Refuse a missing ledger that cannot, or must not, be made anew."""
+    if not known:
+        raise LedgerError(f"there is no ledger at {path}")
+    head = None if copy is None else read_head(copy)
+    if head is not None and head.rows:
         raise LedgerError(
-            f"{path} is the ledger of {stored.get('owner')!r} with epsilon = "
-            f"{float.fromhex(stored['epsilon']):g}; it cannot be opened for {wanted['owner']!r} "
-            f"with epsilon = {float.fromhex(wanted['epsilon']):g}"
+            f"there is no ledger at {path}, but its head copy {copy} names row {head.rows}: it was "
+            "deleted or moved; restore it, its budget cannot be begun anew"
         )
-    if stored.get("privacy") != wanted["privacy"]:
-        raise LedgerError(
-            f"{path} is stamped {stored.get('privacy')!r}; it cannot be opened as "
-            f"{wanted['privacy']!r}"
-        )
-    if stored.get("signing_key") != wanted.get("signing_key"):
-        raise LedgerError(_other_key(path, stored.get("signing_key"), wanted.get("signing_key")))
-
-
-def _other_key(path: Path, stored: str | None, given: str | None) -> str:
-    tied = "has no signing key" if stored is None else f"is tied to signing key {stored[:12]}"
-    got = "none was given" if given is None else f"{given[:12]} was given"
-    return f"{path} {tied}, {got}; restore the key file that belongs to it"
 
 
 def _read_write(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=30.0, isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
+    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -282,3 +237,6 @@ def _read_only(path: Path) -> sqlite3.Connection:
     still = "" if path.with_name(path.name + "-wal").exists() else "&immutable=1"
     uri = f"{path.resolve().as_uri()}?mode=ro{still}"
     return sqlite3.connect(uri, uri=True, isolation_level=None)
+
+
+__all__ = ["Answer", "CohortAnswer", "Granted", "Ledger", "Memoised"]

@@ -4,6 +4,12 @@ Empirical Bayes (Efron & Morris 1973): a unit's vote is modelled as a line in it
 with an intercept and a slope that may differ between layers, plus the unit's own deviation. How
 much layers and units deviate is learnt from the votes by maximum marginal likelihood; the
 posterior mean then weighs each vote by how much more it knows than the line.
+
+Over several steps or rounds of a run, what an earlier posterior said about the units that are
+still there is one more feature of the line. Its slope is learnt like the others, so an earlier
+step that asked a different question, or was mostly noise, gets the weight it deserves, down to
+none. The earlier step's clients must be others (disjoint cohorts): their noise is then independent
+of the new votes', and nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ from fedprune.errors import PrivacyError
 
 Vector = NDArray[np.float64]
 
-_WIDE = 1e4  # prior variance of the common intercept and slope: nearly flat
+_WIDE = 1e4  # prior variance of the common intercept and slopes: nearly flat
 _STARTS = (-1.0, -3.0, -5.0)
 
 
@@ -40,7 +46,12 @@ class Posterior:
 
 
 def magnitude_posterior(
-    vote: Vector, variance: Vector, magnitude: Vector, groups: NDArray[np.int64] | None = None
+    vote: Vector,
+    variance: Vector,
+    magnitude: Vector,
+    groups: NDArray[np.int64] | None = None,
+    *,
+    earlier: Vector | None = None,
 ) -> Posterior:
     """Shrink unbiased votes towards a line in log-magnitude.
 
@@ -49,22 +60,29 @@ def magnitude_posterior(
         variance: [num_units] their variances.
         magnitude: [num_units] non-negative norms of the units' weights.
         groups: [num_units] layer of each unit, or None for one line for all.
+        earlier: [num_units] posterior means of the same units in an earlier step, asked of other
+            clients; None where there was none.
 
     Raises:
         PrivacyError: if the lengths differ or an input is not finite.
     """
-    parts = [np.asarray(part, dtype=np.float64) for part in (vote, variance, magnitude)]
+    given = (vote, variance, magnitude) if earlier is None else (vote, variance, magnitude, earlier)
+    parts = [np.asarray(part, dtype=np.float64) for part in given]
     if len({part.shape for part in parts}) != 1 or parts[0].ndim != 1:
-        raise PrivacyError(f"vote, variance and magnitude must be equally long, got {parts}")
+        shapes = [part.shape for part in parts]
+        raise PrivacyError(f"vote, variance, magnitude and earlier must be equally long: {shapes}")
     if not all(np.isfinite(part).all() for part in parts) or (parts[1] <= 0).any():
-        raise PrivacyError("vote and magnitude must be finite and variance positive")
-    vote, variance, magnitude = parts
+        raise PrivacyError("vote, magnitude and earlier must be finite and variance positive")
+    vote, variance, magnitude = parts[:3]
     codes = (
         np.zeros(len(vote), dtype=np.int64)
         if groups is None
         else np.unique(groups, return_inverse=True)[1]
     )
     features, kinds = _features(np.log(magnitude + _smallest_positive(magnitude)), codes)
+    if earlier is not None:
+        features = np.column_stack([features, _standard(parts[3])])
+        kinds = np.append(kinds, 0)
     best = min(
         (_fit(start, vote, variance, features, kinds) for start in _STARTS), key=lambda fit: fit[0]
     )
@@ -83,10 +101,14 @@ def _features(line: Vector, codes: NDArray[np.int64]) -> tuple[Vector, NDArray[n
     centre = (one_hot.T @ line / sizes)[codes]
     spread = np.sqrt(one_hot.T @ (line - centre) ** 2 / sizes)[codes]
     within = np.divide(line - centre, spread, out=np.zeros_like(line), where=spread > 1e-12)
-    common = np.stack([np.ones_like(line), (line - line.mean()) / max(line.std(), 1e-12)], axis=1)
+    common = np.stack([np.ones_like(line), _standard(line)], axis=1)
     features = np.concatenate([common, one_hot, one_hot * within[:, None]], axis=1)
     groups = one_hot.shape[1]
     return features, np.repeat([0, 1, 2], [2, groups, groups])
+
+
+def _standard(values: Vector) -> Vector:
+    return np.asarray((values - values.mean()) / max(float(values.std()), 1e-12))
 
 
 def _prior_variances(log_scales: Vector, kinds: NDArray[np.int64]) -> Vector:

@@ -6,11 +6,14 @@ compared in the order in which they arrived.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from fedprune.errors import LedgerError
+from fedprune.errors import LedgerError, PrivacyError
+from fedprune.privacy.accounting import Budget
+from fedprune.privacy.events import COUNTS_UNDER, REPLACEMENT, event_from_text
+from fedprune.privacy.filters import filter_of
 from fedprune.privacy.receipts import Receipt
 
 
@@ -27,7 +30,10 @@ class _Seen:
 
 
 def verify_receipts(
-    lines: Iterable[str], *, run: str | None = None, budget: float | None = None
+    lines: Iterable[str],
+    *,
+    run: str | None = None,
+    budget: float | Budget | Sequence[Budget] | None = None,
 ) -> Iterator[str]:
     """Check receipts in the order in which they arrived; yield one sentence for every flaw.
 
@@ -37,7 +43,8 @@ def verify_receipts(
     Args:
         lines: of receipts.jsonl.
         run: the run that all of them must be of, where known.
-        budget: epsilon that no client may exceed over all of them, where known.
+        budget: what no client may exceed over all of them, where known: budgets of different
+            relations, or the epsilon of a pure one under replacement.
     """
     seen = _Seen()
     for number, line in enumerate(lines, start=1):
@@ -53,17 +60,47 @@ def verify_receipts(
             found = list(_contradictions(receipt, seen, run))
             yield from (f"receipt {number} of {receipt.subject}: {flaw}" for flaw in found)
             _remember(receipt, seen)
-    if budget is not None:
-        yield from _overspent(epsilon_of(seen.answers.values()), budget)
+    for one in _budgets(budget):
+        yield from _overspent(list(seen.answers.values()), one)
 
 
-def epsilon_of(receipts: Iterable[Receipt]) -> dict[str, Fraction]:
-    """Add up what each client was charged by distinct answers, exactly."""
-    charges = {r.entry.key: r for r in receipts if r.charged}
+def epsilon_of(receipts: Iterable[Receipt], relation: str = REPLACEMENT) -> dict[str, Fraction]:
+    """Add up the epsilon of each client's distinct answers that count under a relation, exactly.
+
+    This is basic composition: deltas add up as well, and a filter of the client's own budget may
+    have charged less. Epsilons of other relations are never added.
+    """
     spent: dict[str, Fraction] = {}
-    for receipt in charges.values():
+    for receipt in _counted(receipts, relation):
         spent[receipt.client] = spent.get(receipt.client, Fraction(0)) + Fraction(receipt.epsilon)
     return spent
+
+
+def charged_to(receipts: Iterable[Receipt], budget: Budget) -> dict[str, Fraction]:
+    """Add up what each client's distinct answers cost of a budget, in its currency.
+
+    Raises:
+        PrivacyError: if the budget cannot count an event.
+    """
+    kept, spent = filter_of(budget), dict[str, Fraction]()
+    for receipt in _counted(receipts, budget.relation):
+        charge = kept.charge(event_from_text(receipt.event))
+        spent[receipt.client] = spent.get(receipt.client, Fraction(0)) + charge
+    return spent
+
+
+def _counted(receipts: Iterable[Receipt], relation: str) -> list[Receipt]:
+    """Distinct answers that were charged and count under a relation."""
+    charged = {r.entry.key: r for r in receipts if r.charged}
+    return [r for r in charged.values() if relation in COUNTS_UNDER[r.relation]]
+
+
+def _budgets(given: float | Budget | Sequence[Budget] | None) -> Sequence[Budget]:
+    if given is None:
+        return ()
+    if isinstance(given, int | float):
+        return (Budget(float(given)),)
+    return (given,) if isinstance(given, Budget) else given
 
 
 def _contradictions(receipt: Receipt, seen: _Seen, run: str | None) -> Iterator[str]:
@@ -90,8 +127,12 @@ def _contradictions(receipt: Receipt, seen: _Seen, run: str | None) -> Iterator[
     if after is not None and after.ledger_previous != receipt.ledger_head:
         yield f"the row {row + 1} of an earlier receipt does not follow ledger row {row}"
     first = seen.answers.get(receipt.entry.key)
-    if first is not None and receipt.charged and first.charged and first.entry != receipt.entry:
+    if first is not None and receipt.charged and first.charged and _differ(first, receipt):
         yield f"round {receipt.round} was answered before with another report or question"
+
+
+def _differ(first: Receipt, second: Receipt) -> bool:
+    return (first.entry, first.report_hash) != (second.entry, second.report_hash)
 
 
 def _remember(receipt: Receipt, seen: _Seen) -> None:
@@ -105,10 +146,16 @@ def _remember(receipt: Receipt, seen: _Seen) -> None:
         seen.answers.setdefault(receipt.entry.key, receipt)
 
 
-def _overspent(spent: Mapping[str, Fraction], budget: float) -> Iterator[str]:
+def _overspent(receipts: Sequence[Receipt], budget: Budget) -> Iterator[str]:
+    kept = filter_of(budget)
+    try:
+        spent = charged_to(receipts, budget)
+    except PrivacyError as error:
+        yield f"a receipt under {budget.relation} charges what its budget cannot count: {error}"
+        return
     for client, total in spent.items():
-        if total > Fraction(budget):
+        if total > kept.capacity:
             yield (
-                f"client {client} signed for epsilon = {float(total):g}, past the budget of "
-                f"{budget:g}"
+                f"client {client} signed for epsilon = {kept.epsilon_of(total):g}, past the budget "
+                f"of {budget.epsilon:g}"
             )

@@ -3,14 +3,15 @@
 A receipt repeats one ledger row (the stored report, or an unprotected message), with its number,
 its hash and the hash of the row before, and is signed with the client's key.
 
-What receipts prove to whoever holds them: the key's holder stated this charge, this question and,
-for a mask report, these exact bytes, and committed to a ledger whose row of that number has that
-hash. A ledger that is cut off or rewritten later no longer has that row, which its owner can
-check (`Ledger.confirms`) and which shows by itself as soon as a row number is used again.
+What receipts prove to whoever holds them: the key's holder stated this charge, this event, this
+question and these exact bytes (in full for a report, by their SHA-256 for one of more than 256 KiB
+and for what is not charged: model updates, count tables), and committed to a ledger whose row of
+that number has that hash. A ledger that is cut off or rewritten later no longer has that row,
+which its owner can check (`Ledger.confirms`) and which shows by itself as soon as a row number is
+used again.
 
 What they do not prove: that the ledger exists or names everything its owner spent elsewhere (other
-runs, answers that never arrived), that the report was drawn by the mechanism, that the content of
-an unprotected message was this or that (a receipt does not bind it), or who holds the key.
+runs, answers that never arrived), that the report was drawn by the mechanism, or who holds the key.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedprune.errors import LedgerError
-from fedprune.privacy.accounting import UNPROTECTED
-from fedprune.privacy.chain import SENT, STORED, Entry, framed, to_row
+from fedprune.errors import LedgerError, PrivacyError
+from fedprune.privacy.chain import SENT, STORED, Entry, framed, head_after, to_row
+from fedprune.privacy.events import NO_CHARGE, UNIT_OF, UNPROTECTED, PureEvent, event_from_text
 from fedprune.privacy.keys import SigningKey, signature_holds
 
-SCHEMA = 1
-_DOMAIN = "fedprune ledger receipt 1"
-_MOST_CHARACTERS = 1 << 20  # of a line; a report of a million units has 250,000
+SCHEMA = 2
+_DOMAIN = "fedprune ledger receipt 2"
+MOST_REPORT_BYTES = 1 << 18  # that a receipt repeats; a larger report it binds by its hash
+_MOST_CHARACTERS = 1 << 20  # of a line
 _MOST_TEXT = 200
 _MOST_ROWS = 2**63 - 1
 _MOST_EPSILON = 2**53
-_TEXTS = ("client", "run", "round", "kind", "relation", "question")
+_TEXTS = ("client", "run", "round", "kind", "stage", "relation", "question")
+_RELATIONS = (*UNIT_OF, NO_CHARGE, UNPROTECTED)
 _HEX = {
     "report_hash": 64,
     "ledger_previous": 64,
@@ -47,9 +50,10 @@ class Receipt:
     """One signed statement about one row of a client's ledger.
 
     Attributes:
-        client, run, round, kind, relation, epsilon, delta, question: as in the row.
-        report: the exact bytes of a charged report; empty for an unprotected message.
-        report_hash: SHA-256 of `report`.
+        client, run, round, kind, stage, relation, epsilon, delta, event, question: as in the row.
+        report: the exact bytes of a stored report; empty for one of more than `MOST_REPORT_BYTES`
+            and for what was only recorded as sent.
+        report_hash: SHA-256 of what was sent.
         ledger_rows: the row's number: how many rows the ledger had right after it.
         ledger_previous: hash of the row before.
         ledger_head: hash of the row; it covers everything above.
@@ -61,9 +65,11 @@ class Receipt:
     run: str
     round: str
     kind: str
+    stage: str
     relation: str
     epsilon: float
     delta: float
+    event: str
     question: str
     report: bytes
     report_hash: str
@@ -78,24 +84,33 @@ class Receipt:
         """Sign a receipt for an entry that stands in row `row`, after one with hash `previous`.
 
         Raises:
-            LedgerError: if the entry is a reservation: nothing is sent on the strength of one.
+            LedgerError: if the entry is a reservation: nothing is sent on the strength of one; or
+                if it binds nothing that was sent.
         """
         if entry.stage not in (STORED, SENT):
             raise LedgerError(f"a receipt is given for what was sent, got stage {entry.stage!r}")
+        if entry.stage == SENT and not entry.content_hash:
+            raise LedgerError(
+                f"a receipt binds what was sent: client {entry.client}'s {entry.kind!r} in round "
+                f"{entry.round} was recorded without its content's hash"
+            )
+        written = to_row(row, previous, entry)
         unsigned = cls(
             client=entry.client,
             run=entry.run,
             round=entry.round,
             kind=entry.kind,
+            stage=entry.stage,
             relation=entry.relation,
             epsilon=float(entry.epsilon),
             delta=float(entry.delta),
+            event=entry.event,
             question=entry.question,
-            report=entry.report,
-            report_hash=hashlib.sha256(entry.report).hexdigest(),
+            report=entry.report if len(entry.report) <= MOST_REPORT_BYTES else b"",
+            report_hash=written.report_hash,
             ledger_rows=row,
             ledger_previous=previous,
-            ledger_head=str(to_row(row, previous, entry)[-1]),
+            ledger_head=written.hash,
             public_key=key.public,
         )
         return replace(unsigned, signature=key.sign(unsigned.message).hex())
@@ -109,7 +124,7 @@ class Receipt:
 
     @property
     def entry(self) -> Entry:
-        """The ledger row that the receipt repeats."""
+        """The ledger row that the receipt repeats, as far as it does."""
         return Entry(
             client=self.client,
             run=self.run,
@@ -119,14 +134,16 @@ class Receipt:
             relation=self.relation,
             epsilon=self.epsilon,
             delta=self.delta,
-            stage=SENT if self.relation == UNPROTECTED else STORED,
+            event=self.event,
+            stage=self.stage,
             report=self.report,
+            content_hash=self.report_hash if self.stage == SENT else "",
         )
 
     @property
     def charged(self) -> bool:
         """Whether it stands for a report that spent epsilon."""
-        return self.relation != UNPROTECTED
+        return self.relation in UNIT_OF
 
     @property
     def subject(self) -> str:
@@ -134,14 +151,15 @@ class Receipt:
         return f"client {self.client} for round {self.round}"
 
     def flaw(self) -> str | None:
-        """Say what is wrong with the receipt by itself, or None: signature, hashes."""
+        """Say what is wrong with the receipt by itself, or None: signature, hashes, charge."""
         if not signature_holds(self.public_key, self.message, self.signature):
             return "its signature is not that of its key over its content"
-        if self.report_hash != hashlib.sha256(self.report).hexdigest():
+        if self.report and self.report_hash != hashlib.sha256(self.report).hexdigest():
             return "its report does not match the report's hash"
-        if self.ledger_head != to_row(self.ledger_rows, self.ledger_previous, self.entry)[-1]:
+        place = self.ledger_rows, self.ledger_previous
+        if self.ledger_head != head_after(*place, self.entry, self.report_hash):
             return "its ledger hash is not that of a row with this content"
-        return None
+        return _charge_flaw(self)
 
     def verify(self) -> None:
         """Refuse a receipt that is wrong by itself.
@@ -157,14 +175,25 @@ class Receipt:
         """Refuse a receipt that is not for the answer which came with it.
 
         Args:
-            asked: the entry that the question calls for, of any stage.
-            report: the bytes that were sent; empty for an unprotected message.
+            asked: the entry that the question calls for: "sent" with the content's hash for a
+                message that is not charged, else of any stage. An event that is not pure has the
+                epsilon and delta of its client's own budget: those are not compared.
+            report: the bytes that were sent; empty for what was only recorded as sent.
 
         Raises:
             LedgerError: naming the first field that differs.
         """
-        wanted = vars(replace(asked, stage=self.entry.stage, report=report))
-        for name, found in vars(self.entry).items():
+        stage = SENT if asked.stage == SENT else STORED
+        repeated = report if len(report) <= MOST_REPORT_BYTES else b""
+        wanted = vars(replace(asked, stage=stage, report=repeated))
+        if stage == STORED and self.report_hash != hashlib.sha256(report).hexdigest():
+            raise LedgerError(
+                f"the receipt of {self.subject} is not for the answer it came with: its report is "
+                "other bytes"
+            )
+        compared = [name for name in wanted if name not in _own_figures(asked)]
+        for name in compared:
+            found = vars(self.entry)[name]
             if found != wanted[name]:
                 said = "other bytes" if name == "report" else f"{found!r}, not {wanted[name]!r}"
                 raise LedgerError(
@@ -202,6 +231,27 @@ class Receipt:
         return receipt
 
 
+def _charge_flaw(receipt: Receipt) -> str | None:
+    """Say where the stated guarantee is not that of the event."""
+    if not receipt.charged:
+        return None
+    try:
+        event = event_from_text(receipt.event)
+    except PrivacyError as error:
+        return str(error)
+    if not isinstance(event, PureEvent):
+        return None if receipt.delta > 0 else "an event that is not pure has a delta above 0"
+    if (receipt.epsilon, receipt.delta) != (event.epsilon, 0):
+        return f"it states epsilon = {receipt.epsilon:g}, its event has {event.epsilon:g}"
+    return None
+
+
+def _own_figures(asked: Entry) -> tuple[str, ...]:
+    """Fields that follow from the client's own budget as well as from the question."""
+    pure = not asked.event or isinstance(event_from_text(asked.event), PureEvent)
+    return () if pure else ("epsilon", "delta")
+
+
 def _parse(line: str) -> dict[str, Any]:
     if len(line) > _MOST_CHARACTERS:
         raise LedgerError(
@@ -236,7 +286,16 @@ def _check_fields(content: Mapping[str, Any]) -> None:
     rows = content["ledger_rows"]
     fits = isinstance(rows, int) and not isinstance(rows, bool) and 1 <= rows <= _MOST_ROWS
     _demand(fits, "ledger_rows", "a whole number of at least 1", rows)
-    charged = content["relation"] != UNPROTECTED
+    relation, event = content["relation"], content["event"]
+    _demand(relation in _RELATIONS, "relation", f"one of {', '.join(_RELATIONS)}", relation)
+    charged = relation in UNIT_OF
+    fits = isinstance(event, str) and len(event) <= _MOST_TEXT and event.isprintable()
+    fits = fits and bool(event) == charged
+    _demand(fits, "event", "printable text that fits its relation", event)
+    stages = (STORED,) if charged else (SENT,) if relation == UNPROTECTED else (STORED, SENT)
+    _demand(content["stage"] in stages, "stage", " or ".join(stages), content["stage"])
+    fits = content["stage"] == STORED or not content["report"]
+    _demand(fits, "report", "empty where it was only recorded as sent", content["report"])
     for name in ("epsilon", "delta"):
         value = content[name]
         fits = isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,11 +1,11 @@
 """Threshold randomised response over blocks of a mask: pure local differential privacy.
 
-A client draws one block of m units uniformly and sends z in {0,1}^m with probability proportional
-to e^epsilon where z agrees with its bits in at least tau places, and to 1 elsewhere. m = 1 is
-Warner's randomised response (1965); tau = m is k-ary randomised response over the block's 2^m
-patterns (Kairouz, Bonawitz & Ramage 2016); m odd and tau = (m+1)/2 is the l-infinity mechanism of
-Duchi, Jordan & Wainwright (2018). The largest log-ratio over all outputs is exactly the epsilon
-that is stated, whatever (m, tau).
+A client speaks about one block of m units (which it draws uniformly, or is assigned) and sends z
+in {0,1}^m with probability proportional to e^epsilon where z agrees with its bits in at least tau
+places, and to 1 elsewhere. m = 1 is Warner's randomised response (1965); tau = m is k-ary
+randomised response over the block's 2^m patterns (Kairouz, Bonawitz & Ramage 2016); m odd and
+tau = (m+1)/2 is the l-infinity mechanism of Duchi, Jordan & Wainwright (2018). The largest
+log-ratio over all outputs is exactly the epsilon that is stated, whatever (m, tau).
 
 With A ~ Bin(m, 1/2) and q = P[A >= tau] the expected agreement is
     c = (e^eps - 1) / (1 + q (e^eps - 1)) * E[(2A/m - 1) 1{A >= tau}],
@@ -15,29 +15,28 @@ merit: a vote over n clients has variance at most d * kappa / (4 n).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from decimal import ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
 from functools import cached_property, lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom
+from numpy.typing import NDArray
 
-from fedprune.errors import PrivacyError, ReportError
-from fedprune.privacy.estimation import Counts, VoteEstimate, VoteSums
+from fedprune.errors import PrivacyError
+from fedprune.privacy.block_choice import best_block, best_threshold
+from fedprune.privacy.cohort_words import cohort_words, key_width, split_words, words_for_keys
 from fedprune.privacy.exact import ExactCategorical, uniform_subsets
-from fedprune.privacy.reports import Report, ReportFormat
-from fedprune.randomness import Randomness, Words
+from fedprune.privacy.mechanism import Mechanism, check_parameters, counts_for
+from fedprune.randomness import Randomness
 
-MIN_EPSILON, MAX_EPSILON = 1e-6, 64.0
+__all__ = ["ThresholdResponse", "best_block", "counts_for", "likelihood_ratio"]
+
 _RATIO_BITS = 128
-_CHUNK_WORDS = 1 << 22
-_OBSERVED_FROM = 20  # expected reports a block from which counts are conditioned on
 
 
-class ThresholdResponse:
+class ThresholdResponse(Mechanism):
     """The mechanism for `num_units` mask bits at a client-level `epsilon` (delta = 0).
 
     Unit of protection: the client. Neighbouring relation: any change of the client's whole data.
@@ -50,6 +49,8 @@ class ThresholdResponse:
         threshold: tau, agreements from which an output is e^epsilon times as likely.
         num_blocks: ceil(d / m); the last block is filled with dummy units.
     """
+
+    name: ClassVar[str] = "threshold"
 
     def __init__(
         self,
@@ -64,32 +65,25 @@ class ThresholdResponse:
         Raises:
             PrivacyError: if a parameter is out of range.
         """
-        if isinstance(epsilon, bool) or not MIN_EPSILON <= epsilon <= MAX_EPSILON:
-            raise PrivacyError(
-                f"epsilon must be in [{MIN_EPSILON:g}, {MAX_EPSILON:g}], got {epsilon!r}"
-            )
-        if isinstance(num_units, bool) or num_units != int(num_units) or num_units < 1:
-            raise PrivacyError(f"num_units must be a whole number of at least 1, got {num_units!r}")
-        self.epsilon, self.num_units = float(epsilon), int(num_units)
+        check_parameters(epsilon, num_units)
         if block_units is None:
             if threshold is not None:
                 raise PrivacyError("threshold can only be given together with block_units")
-            block_units, threshold = best_block(self.epsilon, self.num_units)
-        elif threshold is None:
-            threshold = _best_threshold(self.epsilon, block_units)[0]
-        if not 1 <= block_units <= self.num_units:
+            block_units, threshold = best_block(float(epsilon), int(num_units))
+        if isinstance(block_units, bool) or not 1 <= block_units <= num_units:
             raise PrivacyError(
                 f"block_units must be in [1, num_units = {num_units}], got {block_units!r}"
             )
-        if not 1 <= threshold <= block_units:
+        if threshold is None:
+            threshold = best_threshold(float(epsilon), int(block_units))[0]
+        if isinstance(threshold, bool) or not 1 <= threshold <= block_units:
             raise PrivacyError(
                 f"threshold must be in [1, block_units = {block_units}], got {threshold!r}"
             )
-        self.block_units, self.threshold = int(block_units), int(threshold)
-        self.num_blocks = -(-self.num_units // self.block_units)
-        self.format = ReportFormat(self.num_blocks, self.block_units)
+        super().__init__(epsilon, 0.0, num_units, block_units)
+        self.threshold = int(threshold)
         self._draw_block = ExactCategorical([1] * self.num_blocks)
-        self._draw_agreement = ExactCategorical(self._agreement_weights)
+        self._law = _agreement_law(self.epsilon, self.block_units, self.threshold)
 
     def __repr__(self) -> str:
         """Name the mechanism with its parameters."""
@@ -100,180 +94,119 @@ class ThresholdResponse:
 
     # The probabilities, exactly as the sampler uses them.
 
-    @cached_property
+    @property
     def likelihood_ratio(self) -> Fraction:
         """e^epsilon rounded down to a multiple of 2^-128: the ratio that is really used."""
-        context = Context(prec=120, rounding=ROUND_FLOOR)
-        power = context.exp(Decimal(self.epsilon))
-        scaled = context.multiply(power, Decimal(2) ** _RATIO_BITS)
-        return Fraction(int(scaled) - 1, 2**_RATIO_BITS)
+        return likelihood_ratio(self.epsilon)
 
-    @cached_property
-    def _agreement_weights(self) -> list[int]:
-        low, high = self.likelihood_ratio.denominator, self.likelihood_ratio.numerator
-        return [
-            math.comb(self.block_units, a) * (high if a >= self.threshold else low)
-            for a in range(self.block_units + 1)
-        ]
+    @property
+    def pure_epsilon(self) -> float:
+        """The stated epsilon."""
+        return self.epsilon
 
-    @cached_property
+    @property
     def agreement_probabilities(self) -> list[Fraction]:
         """P[a report agrees with its block in exactly a places], a = 0..m: [m + 1]."""
-        total = sum(self._agreement_weights)
-        return [Fraction(weight, total) for weight in self._agreement_weights]
+        return self._law.probabilities
+
+    @property
+    def agreement_gain(self) -> Fraction:
+        """c: the expectation of a sent +-1 bit times the true one."""
+        return self._law.gain
 
     def block_probability(self, agreements: int) -> Fraction:
         """P[one given pattern z of a given block], where z agrees in `agreements` places."""
-        patterns = math.comb(self.block_units, agreements)
-        return self.agreement_probabilities[agreements] / patterns
+        ratio = self.likelihood_ratio
+        weight = ratio.numerator if agreements >= self.threshold else ratio.denominator
+        return Fraction(weight, self._law.total)
 
-    @cached_property
-    def agreement_gain(self) -> Fraction:
-        """c: the expectation of a sent +-1 bit times the true one."""
-        m = self.block_units
-        moments = (p * Fraction(2 * a - m, m) for a, p in enumerate(self.agreement_probabilities))
-        return sum(moments, Fraction(0))
+    # The draws.
 
     @property
-    def kappa(self) -> float:
-        """1 / (m c^2): a vote's variance is at most d * kappa / (4 n)."""
-        return 1.0 / (self.block_units * float(self.agreement_gain) ** 2)
-
-    def variance_per_vote(self, num_reports: int) -> float:
-        """Exact variance of one unit's vote over `num_reports` fixed masks (expected counts)."""
-        if num_reports < 1:
-            raise PrivacyError(f"num_reports must be at least 1, got {num_reports!r}")
-        gain = float(self.agreement_gain)
-        return (self.num_blocks / gain**2 - 1.0) / (4.0 * num_reports)
-
-    # The client's side.
+    def _key_width(self) -> int:
+        return key_width(self.block_units, 64)
 
     @property
-    def report_bytes(self) -> int:
-        """Size of every report, in bytes."""
-        return self.format.size
+    def _words_per_client(self) -> int:
+        return 2 + words_for_keys(self.block_units, self._key_width, 64)
 
-    def randomize(self, mask: ArrayLike, rng: Randomness) -> Report:
-        """Draw the report of one client's mask, [num_units] bool."""
-        return self.randomize_many(np.asarray(mask)[None], [rng])[0]
-
-    def randomize_many(self, masks: ArrayLike, rngs: Sequence[Randomness]) -> list[Report]:
-        """Draw the reports of many clients, client i from `rngs[i]` alone.
-
-        Args:
-            masks: [num_clients, num_units] bool, True = keep.
-            rngs: one source of randomness a client.
-
-        Raises:
-            ReportError: if the masks have another length than `num_units` or are not boolean.
-        """
-        bits = self._checked(masks)
-        if len(rngs) != len(bits):
-            raise ReportError(f"{len(bits)} masks need as many random sources, got {len(rngs)}")
-        chunk = max(1, _CHUNK_WORDS // (self.block_units + 2))
-        reports: list[Report] = []
-        for start in range(0, len(bits), chunk):
-            part = slice(start, start + chunk)
-            reports += self._randomize_chunk(bits[part], rngs[part])
-        return reports
-
-    def _checked(self, masks: ArrayLike) -> NDArray[np.bool_]:
-        array = np.asarray(masks)
-        if array.ndim != 2 or array.shape[1] != self.num_units:
-            raise ReportError(
-                f"a mask must have {self.num_units} units, got an array of shape {array.shape[1:]}"
-            )
-        if array.dtype != np.bool_:
-            raise ReportError(f"a mask must be boolean, got dtype {array.dtype}")
-        return array
-
-    def _randomize_chunk(
-        self, masks: NDArray[np.bool_], rngs: Sequence[Randomness]
-    ) -> list[Report]:
-        m = self.block_units
-        if not len(rngs):
-            return []
+    def _draw(
+        self,
+        masks: NDArray[np.bool_],
+        rngs: Sequence[Randomness],
+        blocks: NDArray[np.int64] | None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Draw the block if it is the client's to draw, the agreement, and where it agrees."""
         word_bits = rngs[0].word_bits
+        width = key_width(self.block_units, word_bits)
+        in_keys = words_for_keys(self.block_units, width, word_bits)
+        drawn = int(blocks is None and self.num_blocks > 1)
+        words = cohort_words(rngs, drawn + 1 + in_keys)
 
         def more(client: int) -> int:
             return int(rngs[client].words(1)[0])
 
-        def redraw(client: int) -> Words:
-            return rngs[client].words(m)
+        def keys(key_words: NDArray[np.uint64]) -> NDArray[Any]:
+            return split_words(key_words, self.block_units, width, word_bits)
 
-        words = np.stack([rng.words(m + 2) for rng in rngs])
-        blocks = self._draw_block.draw(words[:, 0], word_bits, more)
-        agreements = self._draw_agreement.draw(words[:, 1], word_bits, more)
-        agree = uniform_subsets(agreements, words[:, 2:], redraw)
-        truth = self._block_bits(masks, blocks)
-        return self.format.encode(blocks, truth == agree)
+        def redraw(client: int) -> NDArray[Any]:
+            return np.asarray(keys(rngs[client].words(in_keys)[None])[0])
+
+        if drawn:
+            blocks = self._draw_block.draw(words[:, 0], word_bits, more)
+        elif blocks is None:
+            blocks = np.zeros(len(rngs), dtype=np.int64)
+        agreements = self._law.sampler.draw(words[:, drawn], word_bits, more)
+        agree = uniform_subsets(agreements, keys(words[:, drawn + 1 :]), redraw)
+        return blocks, self._block_bits(masks, blocks) == agree
 
     def _block_bits(self, masks: NDArray[np.bool_], blocks: NDArray[np.int64]) -> NDArray[np.bool_]:
+        if self.num_blocks == 1:
+            return masks
         columns = blocks[:, None] * self.block_units + np.arange(self.block_units)[None]
         inside = columns < self.num_units
         bits = np.take_along_axis(masks, np.minimum(columns, self.num_units - 1), axis=1)
-        return bits & inside  # dummy units carry a constant
+        return np.asarray(bits & inside)  # dummy units carry a constant
 
-    # The server's side.
 
-    def new_sums(self) -> VoteSums:
-        """Empty sums to which reports are added as they arrive (memory O(d))."""
-        return VoteSums.empty(self.num_units, self.num_blocks, self.block_units)
+class _AgreementLaw:
+    """How often a report agrees with its block, in exact integers: made once, then shared."""
 
-    def add(self, sums: VoteSums, reports: Sequence[Report]) -> VoteSums:
-        """Return the sums with further reports added.
+    def __init__(self, ratio: Fraction, block_units: int, threshold: int) -> None:
+        self._m = block_units
+        self._weights = [
+            patterns * (ratio.numerator if a >= threshold else ratio.denominator)
+            for a, patterns in enumerate(_binomial_row(block_units))
+        ]
+        self.total = sum(self._weights)
+        self.sampler = ExactCategorical(self._weights)
 
-        Raises:
-            ReportError: if a report has the wrong length or impossible content.
-        """
-        if not reports:
-            return sums
-        return sums.plus(*self.format.decode(reports))
+    @cached_property
+    def probabilities(self) -> list[Fraction]:
+        return [Fraction(weight, self.total) for weight in self._weights]
 
-    def estimate_sums(self, sums: VoteSums, *, counts: Counts = "expected") -> VoteEstimate:
-        """Turn sums into unbiased votes; see `VoteSums.estimate` for `counts`."""
-        return sums.estimate(float(self.agreement_gain), counts=counts)
+    @cached_property
+    def gain(self) -> Fraction:
+        moment = sum((2 * a - self._m) * weight for a, weight in enumerate(self._weights))
+        return Fraction(moment, self._m * self.total)
 
-    def estimate(self, reports: Sequence[Report], *, counts: Counts = "expected") -> VoteEstimate:
-        """Estimate, per unit, the share of the reporting clients that keep it.
 
-        Returns:
-            mean [num_units] and variance [num_units]; the mean is unbiased.
+def _binomial_row(m: int) -> list[int]:
+    """C(m, 0), ..., C(m, m), each from the one before: far faster than one by one."""
+    row = [1]
+    for a in range(m):
+        row.append(row[-1] * (m - a) // (a + 1))
+    return row
 
-        Raises:
-            ReportError: if there is no report, or one of the wrong length or content.
-        """
-        if not reports:
-            raise ReportError("votes need at least one report, got none")
-        return self.estimate_sums(self.add(self.new_sums(), reports), counts=counts)
+
+@lru_cache(maxsize=64)
+def _agreement_law(epsilon: float, block_units: int, threshold: int) -> _AgreementLaw:
+    return _AgreementLaw(likelihood_ratio(epsilon), block_units, threshold)
 
 
 @lru_cache(maxsize=256)
-def best_block(epsilon: float, num_units: int) -> tuple[int, int]:
-    """Choose (block_units, threshold) with the smallest variance per vote, ceil(d/m) / c^2."""
-    small = range(1, min(num_units, 64) + 1)
-    large = {-(-num_units // parts) for parts in range(1, 65)}
-    candidates = sorted({*small, *large})
-    scored = []
-    for block_units in candidates:
-        threshold, gain = _best_threshold(epsilon, block_units)
-        scored.append((-(-num_units // block_units) / gain**2, block_units, threshold))
-    _, block_units, threshold = min(scored)
-    return block_units, threshold
-
-
-def _best_threshold(epsilon: float, block_units: int) -> tuple[int, float]:
-    """Choose the threshold with the largest gain c for a block, and that gain."""
-    agreements = np.arange(block_units + 1)
-    mass = binom.pmf(agreements, block_units, 0.5)
-    tail = np.cumsum(mass[::-1])[::-1]
-    moment = np.cumsum((mass * (2 * agreements / block_units - 1))[::-1])[::-1]
-    gains = np.expm1(epsilon) * moment / (1 + tail * np.expm1(epsilon))
-    best = int(np.argmax(gains[1:])) + 1
-    return best, float(gains[best])
-
-
-def counts_for(mechanism: ThresholdResponse, num_reports: int) -> Counts:
-    """Choose how votes are debiased: on observed counts where every block surely gets many."""
-    many = num_reports >= _OBSERVED_FROM * mechanism.num_blocks
-    return "observed" if many else "expected"
+def likelihood_ratio(epsilon: float) -> Fraction:
+    """e^epsilon rounded down to a multiple of 2^-128."""
+    context = Context(prec=120, rounding=ROUND_FLOOR)
+    scaled = context.multiply(context.exp(Decimal(epsilon)), Decimal(2) ** _RATIO_BITS)
+    return Fraction(int(scaled) - 1, 2**_RATIO_BITS)

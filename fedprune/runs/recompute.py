@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fedprune import config as configuration
-from fedprune import fairness, privacy, robustness
+from fedprune import fairness, robustness
 from fedprune.config import Config
 from fedprune.errors import UnsupportedOpError
 from fedprune.privacy import Ledger
-from fedprune.privacy.accounting import CLIENT, REPLACEMENT
-from fedprune.privacy.chain import RESERVED, STORED
 from fedprune.randomness import SimulationRandomness
 from fedprune.runs.folder import RunFolder
-from fedprune.runs.receipts import RECEIPTS, read_receipts, receipts_contradiction
+from fedprune.runs.receipts import RECEIPTS, receipts_contradiction
+from fedprune.runs.spending import LEDGER
 
 JsonDict = dict[str, Any]
 
@@ -36,27 +34,7 @@ SEALED = (
 )
 
 
-LEDGER = "ledger.sqlite"
 _NONCE = re.compile("-[0-9a-f]{8}")
-
-
-@dataclass(frozen=True)
-class LedgerTotals:
-    """What a ledger, or the receipts of many, add up to.
-
-    Attributes:
-        kinds: of all messages in it.
-        reserved, stored: events charged, and reports with their bytes; receipts are given for
-            stored reports only, so there both are the same.
-        max_epsilon_spent: largest sum of any client; None where nothing was charged.
-        clients: how many clients have a row or a receipt.
-    """
-
-    kinds: frozenset[str]
-    reserved: int
-    stored: int
-    max_epsilon_spent: float | None
-    clients: int
 
 
 def run_id(config: Config) -> str:
@@ -81,90 +59,6 @@ def seal(folder: RunFolder) -> dict[str, str]:
     """SHA-256 of every file of the run that its figures are computed from."""
     present = [name for name in SEALED if folder.has(name)]
     return {name: hashlib.sha256((folder.path / name).read_bytes()).hexdigest() for name in present}
-
-
-def ledger_totals(folder: RunFolder) -> LedgerTotals:
-    """Add up the ledger of a simulated run, or the receipts of a deployed one.
-
-    Raises:
-        LedgerError: if what is there cannot be read.
-        RunError: if neither is there.
-    """
-    if folder.has(LEDGER):
-        return _totals_of_ledger(folder)
-    receipts = read_receipts(folder)
-    spent = privacy.epsilon_of(receipts)
-    charged = {receipt.entry.key for receipt in receipts if receipt.charged}
-    return LedgerTotals(
-        kinds=frozenset(receipt.kind for receipt in receipts),
-        reserved=len(charged),
-        stored=len(charged),
-        max_epsilon_spent=max(map(float, spent.values()), default=None),
-        clients=len({receipt.client for receipt in receipts}),
-    )
-
-
-def _totals_of_ledger(folder: RunFolder) -> LedgerTotals:
-    kinds, clients, reserved, stored = set(), set(), 0, 0
-    spent: dict[str, list[float]] = {}
-    with Ledger.open(folder.path / LEDGER, read_only=True) as ledger:
-        for entry in ledger.entries():
-            kinds.add(entry.kind)
-            clients.add(entry.client)
-            stored += entry.stage == STORED
-            if entry.stage == RESERVED:
-                reserved += 1
-                spent.setdefault(entry.client, []).append(entry.epsilon)
-    largest = max((float(privacy.compose_pure(values)) for values in spent.values()), default=None)
-    return LedgerTotals(frozenset(kinds), reserved, stored, largest, len(clients))
-
-
-def privacy_figures(folder: RunFolder, config: Config, simulated: bool) -> JsonDict:
-    """Say what the ledger adds up to: epsilon spent, reports, and what no epsilon covers.
-
-    Of a deployed run the figures follow from the clients' receipts, and `basis` says so.
-
-    Args:
-        folder: of the run.
-        config: its configuration.
-        simulated: whether baselines and tables existed inside a simulation only.
-    """
-    totals = ledger_totals(folder)
-    kinds, local = set(totals.kinds), config.privacy.trust == "local"
-    guarantee = privacy.Guarantee(
-        config.privacy.epsilon, config.privacy.delta, CLIENT, REPLACEMENT, config.privacy.trust
-    )
-    if simulated and config.evaluate.tables == "simulation-only":
-        kinds.add("count-table-simulation")
-    if simulated and config.evaluate.baselines:
-        kinds.add("counterfactual")
-    if simulated and folder.has("margins.safetensors"):
-        kinds.add("margins-simulation")
-    spent = totals.max_epsilon_spent
-    return {
-        "trust": guarantee.trust,
-        "unit": guarantee.unit,
-        "relation": guarantee.relation,
-        "statement": guarantee.sentence(),
-        "epsilon": config.privacy.epsilon if local else None,
-        "delta": config.privacy.delta if local else None,
-        "reports": totals.stored,
-        "max_epsilon_spent": spent,
-        "overall_client_epsilon": (
-            None if spent is None else privacy.overall_client_epsilon(spent, kinds)
-        ),
-        "not_covered": privacy.not_covered(kinds),
-        **({} if simulated else {"basis": _basis(totals)}),
-    }
-
-
-def _basis(totals: LedgerTotals) -> str:
-    """Say what the figures of a deployed run rest on, and what the server cannot see."""
-    return (
-        f"signed receipts of {totals.clients} clients: each proves what the holder of a key "
-        "stated about its own ledger for this run; what a client spent in other runs, or on "
-        "reports that never arrived, stands in its own ledger only"
-    )
 
 
 def mask_recalls(results: Mapping[str, JsonDict], steps: int) -> dict[str, float]:

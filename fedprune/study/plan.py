@@ -10,19 +10,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedprune import privacy, pruning
+from fedprune import pruning, runs
 from fedprune.config import Config
 from fedprune.data import Dataset, Schema
 from fedprune.errors import PruningError
-from fedprune.privacy.accounting import CLIENT, REPLACEMENT
 from fedprune.privacy.planning import CLIENT_MODEL, USEFUL_RECALL
 from fedprune.pruning import UnitLayout
 from fedprune.runs import Architecture, weights_vector
+from fedprune.study.answers import answer_of, planned_totals
 from fedprune.study.clients import divide, initial_model
+from fedprune.study.options import WANTED_RECALL, Option, advice, options, recommendation
 
-WANTED_RECALL = 0.9
-_STRONGEST_EPSILON = 16.0
-_MANY_CLIENTS = 10**9
 _TIMED_ROWS = 64
 _TIMED_PASSES = 5
 _BASELINES = ("votes_without_noise", "pooled", "magnitude", "random")
@@ -40,9 +38,15 @@ class Plan:
         reports_per_step: clients that answer in one step.
         variance_per_vote: exact, of one unit's vote.
         predicted_recall: of the mask that the same clients would choose without noise, without
-            the magnitude prior's help, under `client_model`.
+            the magnitude prior's help and further phases', under `client_model`; None where it
+            depends on the data (trust = "record").
+        recall_interval: 95 % of single votes, under the same model.
+        recall_if_model_is_off: expected recall if clients differ twice as much, or half as much.
         useful: False where the mask would be little better than chance.
         advice: sentences, worst news first.
+        totals: what a client that takes part in everything spends, per neighbouring relation.
+        options: what each trust setting would give at this epsilon.
+        recommendation: the setting that reaches the wanted recall, or that none does.
         up_bytes_per_client, down_bytes_per_client: of one report round.
         dense_upload_bytes: what sending the dense model's weights would take.
         seconds: rough time on this machine; None without rows to try it on.
@@ -57,11 +61,16 @@ class Plan:
     clients: int
     steps: int
     reports_per_step: int
-    variance_per_vote: float
-    predicted_recall: float
+    variance_per_vote: float | None
+    predicted_recall: float | None
+    recall_interval: tuple[float, float] | None
+    recall_if_model_is_off: tuple[float, float] | None
     client_model: str
     useful: bool
     advice: tuple[str, ...]
+    totals: tuple[str, ...]
+    options: tuple[Option, ...]
+    recommendation: str
     up_bytes_per_client: int
     down_bytes_per_client: int
     dense_upload_bytes: int
@@ -69,19 +78,24 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Give plain values."""
-        return {**asdict(self), "advice": list(self.advice)}
+        plain = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
 
-def plan(config: Config, schema: Schema, dataset: Dataset | None = None) -> Plan:
+def plan(
+    config: Config, schema: Schema, dataset: Dataset | None = None, wanted: float = WANTED_RECALL
+) -> Plan:
     """Predict variance, recall, bytes and, where rows are at hand, time of a configuration.
 
     Args:
         config: the experiment.
         schema: what the clients' data look like.
         dataset: all rows, in a simulation; None where they lie with the clients.
+        wanted: the recall that a recommendation is for.
 
     Raises:
-        FedpruneError: if the data cannot be divided or the model not be built as configured.
+        FedpruneError: if the data cannot be divided, the model not be built or the privacy target
+            not be met as configured.
     """
     if dataset is not None:
         divide(config, dataset)  # refuses what cannot be divided before anything starts
@@ -91,40 +105,36 @@ def plan(config: Config, schema: Schema, dataset: Dataset | None = None) -> Plan
     model = initial_model(config, schema)
     _check_budget(config, layout)
     keep = _first_keep(config, layout)
-    reports = config.data.clients // config.prune.steps
-    mechanism, variance = None, 0.0
-    if config.privacy.trust == "local":
-        mechanism = privacy.ThresholdResponse(config.privacy.epsilon, len(layout))
-        variance = mechanism.variance_per_vote(reports)
-    recall = privacy.predict_recall(variance, keep)
+    answer = answer_of(config, len(layout), keep)
+    prediction = answer.prediction(keep)
     floor = max(USEFUL_RECALL, keep + 0.2 * (1 - keep))
-    useful = recall >= floor
+    useful = prediction is None or prediction.expected >= floor
     return Plan(
         num_units=len(layout),
         params=int(layout.total_params),
         macs=int(layout.total_macs),
         keep_units=keep,
-        mechanism=repr(mechanism) if mechanism else None,
-        guarantee=guarantee(config).sentence(),
+        mechanism=answer.mechanism,
+        guarantee=runs.guarantee(config).sentence(),
         clients=config.data.clients,
         steps=config.prune.steps,
-        reports_per_step=reports,
-        variance_per_vote=variance,
-        predicted_recall=recall,
+        reports_per_step=config.data.clients // config.prune.steps,
+        variance_per_vote=answer.variance,
+        predicted_recall=prediction.expected if prediction else None,
+        recall_interval=(prediction.low, prediction.high) if prediction else None,
+        recall_if_model_is_off=(
+            (prediction.model_low, prediction.model_high) if prediction else None
+        ),
         client_model=CLIENT_MODEL,
         useful=useful,
-        advice=() if useful else _advice(config, len(layout), keep, reports, recall, floor),
-        up_bytes_per_client=mechanism.report_bytes if mechanism else (len(layout) + 7) // 8,
+        advice=() if useful else advice(config, len(layout), keep, prediction, floor),
+        totals=planned_totals(config, answer),
+        options=options(config, len(layout), keep, wanted),
+        recommendation=recommendation(config, len(layout), keep, wanted),
+        up_bytes_per_client=answer.up_bytes,
         down_bytes_per_client=4 * weights_vector(model).numel(),
         dense_upload_bytes=4 * weights_vector(model).numel(),
         seconds=None if dataset is None else _seconds(config, dataset, model),
-    )
-
-
-def guarantee(config: Config) -> privacy.Guarantee:
-    """What one client's mask reports are protected by."""
-    return privacy.Guarantee(
-        config.privacy.epsilon, config.privacy.delta, CLIENT, REPLACEMENT, config.privacy.trust
     )
 
 
@@ -151,35 +161,6 @@ def _first_keep(config: Config, layout: UnitLayout) -> float:
     if name == "keep_macs":
         return pruning.expected_keep_units(layout, keep_macs=first)
     return pruning.expected_keep_units(layout, keep_params=first)
-
-
-def _advice(
-    config: Config, num_units: int, keep: float, reports: int, recall: float, floor: float
-) -> tuple[str, ...]:
-    """Say that the mask would be useless, and which setting would do."""
-    target = max(WANTED_RECALL, keep + 0.8 * (1 - keep))
-    wanted = privacy.variance_for_recall(target, keep)
-    sentences = [
-        f"the private mask would be nearly useless: predicted recall {recall:.2f}, chance "
-        f"{keep:.2f}, useful from {floor:.2f}"
-    ]
-    mechanism = privacy.ThresholdResponse(config.privacy.epsilon, num_units)
-    clients = int(np.ceil(mechanism.variance_per_vote(1) / wanted)) * config.prune.steps
-    many = f"about {clients:,}" if clients < _MANY_CLIENTS else f"more than {_MANY_CLIENTS:,}"
-    sentences.append(
-        f"at epsilon = {config.privacy.epsilon:g} a recall of {target:.2f} needs {many} clients"
-    )
-    strongest = max(_STRONGEST_EPSILON, np.ceil(config.privacy.epsilon))
-    for epsilon in np.arange(np.ceil(config.privacy.epsilon), strongest + 1):
-        stronger = privacy.ThresholdResponse(float(epsilon), num_units)
-        if stronger.variance_per_vote(reports) <= wanted:
-            sentences.append(f"with {reports} clients it needs epsilon = {epsilon:g}")
-            break
-    else:
-        sentences.append(f"with {reports} clients a step no epsilon up to {strongest:g} reaches it")
-    if config.privacy.prior == "magnitude":
-        sentences.append("what carries such a run is the magnitude prior")
-    return tuple(sentences)
 
 
 def _seconds(config: Config, dataset: Dataset, model: nn.Module) -> float:

@@ -18,8 +18,16 @@ from fedprune.audit.client_ledger import describe, verify
 from fedprune.audit.ledger_report import exact_decimal
 from fedprune.errors import LedgerError, PrivacyError
 from fedprune.privacy import Budget, Entry, Ledger, Receipt, SigningKey, key_path
-from fedprune.privacy.accounting import REPLACEMENT, UNPROTECTED
 from fedprune.privacy.chain import SENT
+from fedprune.privacy.events import (
+    ADD_REMOVE_RECORD,
+    NO_CHARGE,
+    REPLACEMENT,
+    UNPROTECTED,
+    PureEvent,
+    SubsampledGaussianEvent,
+    event_to_text,
+)
 
 TENTH = "0.1000000000000000055511151231257827021181583404541015625"  # what 0.1 is
 
@@ -42,9 +50,8 @@ def small(tmp_path: Path) -> Path:
             entry = Entry("3", "run-1", round_, "mask-report", "q", REPLACEMENT, 0.1)
             ledger.reserve(entry)
             ledger.store(entry, b"\x01\x02\x03")
-        ledger.record_unprotected(
-            [Entry("3", "run-1", "train-1", "model-update", "q", UNPROTECTED)]
-        )
+        update = Entry("3", "run-1", "train-1", "model-update", "q", UNPROTECTED, stage=SENT)
+        ledger.record_unprotected([replace(update, content_hash="ab" * 32)])
     return path
 
 
@@ -57,7 +64,11 @@ def test_a_ledger_is_told_with_every_qualifier_and_exact_sums(small: Path) -> No
     (account,) = found.accounts
     assert Fraction(account.spent) == 2 * Fraction(0.1)
     assert Fraction(account.spent) + Fraction(account.remaining) == 1
-    assert (found.owner, found.private, found.budget, found.rows) == ("client 3", True, "1", 5)
+    (budget,) = found.budgets
+    assert (found.owner, found.private, found.rows) == ("client 3", True, 5)
+    assert (budget.epsilon, budget.delta, budget.unit, budget.composition) == (
+        "1", 0.0, "client", "pure",
+    )  # fmt: skip
     text = "\n".join(found.lines())
     for words in (
         "epsilon = 1, delta = 0 for the mask reports alone",
@@ -86,12 +97,14 @@ def test_the_json_holds_every_row_but_no_report(small: Path) -> None:
     hashed = "039058c6f2c0cb492c533b0a4d14ef77cc0f78abccced5287d84a1a2011cfb81"
     assert content["events"][1]["report_sha256"] == hashed
     assert content["events"][0]["report_sha256"] == ""
+    assert content["events"][0]["released"] == event_to_text(PureEvent(0.1))
+    assert content["events"][4]["report_sha256"] == "ab" * 32
 
 
 def test_a_simulations_ledger_says_that_it_protects_nobody(finished_run: Path) -> None:
     found = describe(finished_run / "ledger.sqlite")
     assert not found.private
-    assert "NOT PRIVATE" in found.statement
+    assert all("NOT PRIVATE" in budget.statement for budget in found.budgets)
     assert "nobody need be trusted" not in "\n".join(found.lines())
     assert len(found.accounts) == 40
     assert verify(finished_run / "ledger.sqlite").holds
@@ -100,7 +113,53 @@ def test_a_simulations_ledger_says_that_it_protects_nobody(finished_run: Path) -
 def test_an_empty_ledger_has_its_whole_budget_left(tmp_path: Path) -> None:
     Ledger.open(tmp_path / "l", budget=Budget(0.1), owner="me", private=True).close()
     text = "\n".join(describe(tmp_path / "l").lines())
-    assert f"nothing was charged: epsilon = {TENTH} is left" in text
+    assert f"nothing was charged: epsilon = {TENTH} is left under replacement" in text
+
+
+def test_every_budget_is_told_with_what_every_client_spent_of_it(tmp_path: Path) -> None:
+    steps = SubsampledGaussianEvent(1.2, 0.1, 10)
+    record = Budget.renyi(8.0, 1e-5, ADD_REMOVE_RECORD, [steps])
+    with Ledger.open(tmp_path / "l", budget=[Budget(4.0), record]) as ledger:
+        tuned = Entry.charged(
+            client="1", run="r", round="t", kind="dp-update", question="q",
+            relation=ADD_REMOVE_RECORD, event=steps,
+        )  # fmt: skip
+        asked = Entry("2", "r", "report-1", "mask-report", "q", REPLACEMENT, 0.5)
+        ledger.reserve_cohort(asked, [1, 2])
+        ledger.reserve(tuned)
+        ledger.reserve(Entry("2", "r", "keys", "secure-sum-keys", "q", NO_CHARGE))
+        epsilon = ledger.epsilon_spent("1", ADD_REMOVE_RECORD)
+        assert epsilon > ledger.epsilon_spent("2", ADD_REMOVE_RECORD)
+    found = describe(tmp_path / "l")
+    told = {(account.client, account.relation): account for account in found.accounts}
+    assert sorted(told) == [
+        ("1", ADD_REMOVE_RECORD), ("1", REPLACEMENT), ("2", ADD_REMOVE_RECORD), ("2", REPLACEMENT),
+    ]  # fmt: skip
+    assert (told["1", REPLACEMENT].spent, told["1", REPLACEMENT].remaining) == ("0.5", "3.5")
+    assert float(told["1", ADD_REMOVE_RECORD].spent) == pytest.approx(epsilon, rel=1e-5)
+    text = "\n".join(found.lines())
+    assert "at delta = 1e-05 spent" in text
+    assert "protects one record; add-remove-record; NOT PRIVATE" in text
+    assert text.count("NOT PRIVATE, whoever knows the seed") == 2
+    assert verify(tmp_path / "l").holds
+
+
+def test_a_copy_of_the_head_shows_that_a_ledger_was_cut(small: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere"
+    Ledger.open(small, head_copy=copy).close()
+    assert verify(small, head_copy=copy).holds
+    assert "there is no head copy" in broken_by(small, tmp_path / "nowhere")
+    with sqlite3.connect(small) as raw:
+        raw.execute("DELETE FROM entries WHERE seq = 5")
+    raw.close()
+    assert verify(small).holds
+    assert "row 5 is not in the ledger, which has 4: it was rolled back" in broken_by(small, copy)
+    copy.write_text("{}")
+    assert "is damaged" in broken_by(small, copy)
+
+
+def broken_by(path: Path, copy: Path) -> str:
+    return " ".join(f.detail for f in verify(path, head_copy=copy).findings if not f.holds)
 
 
 def test_showing_and_verifying_change_nothing(small: Path) -> None:
@@ -174,6 +233,7 @@ def test_a_receipt_that_somebody_else_signed_as_this_client_is_found(run: Deploy
 
 def test_a_receipt_for_a_row_that_was_never_written_is_found(run: Deployed) -> None:
     entry = Entry("3", run.run, "tune-9-9", "model-update", "q", UNPROTECTED, stage=SENT)
+    entry = replace(entry, content_hash="ab" * 32)
     run.write_lines([*run.lines(), run.sign(entry, row=99).to_line()])
     assert "row 99 is not in the ledger" in broken(run.ledger_path(3), run.path / "receipts.jsonl")
 

@@ -179,6 +179,7 @@ def overspend(run: Deployed) -> str:
 def add_an_unknown_message(run: Deployed) -> str:
     receipt = run.receipts()[-1]
     entry = Entry(receipt.client, run.run, "x", "raw-mask", "q", UNPROTECTED, stage=SENT)
+    entry = replace(entry, content_hash="ab" * 32)
     run.write_lines([*run.lines(), run.sign(entry, row=receipt.ledger_rows + 2).to_line()])
     return "is for an unprotected 'raw-mask', which is never asked"
 

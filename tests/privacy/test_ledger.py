@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from fedprune.errors import BudgetExceededError, LedgerError, PrivacyError, QuestionChangedError
 from fedprune.privacy import Budget, Entry, Granted, Ledger, Memoised
-from fedprune.privacy.accounting import REPLACEMENT
+from fedprune.privacy.chain import SENT, to_row
+from fedprune.privacy.events import (
+    ADD_REMOVE_RECORD,
+    NO_CHARGE,
+    REPLACEMENT,
+    UNPROTECTED,
+    PureEvent,
+    SubsampledGaussianEvent,
+)
+from fedprune.privacy.filters import filter_of
 
 
 def entry(client: int = 0, round_: str = "r1", epsilon: float = 4.0, question: str = "q") -> Entry:
-    return Entry(
+    return Entry.charged(
         client=str(client),
         run="run",
         round=round_,
         kind="mask-report",
         question=question,
         relation=REPLACEMENT,
-        epsilon=epsilon,
+        event=PureEvent(epsilon),
+    )
+
+
+STEPS = SubsampledGaussianEvent(noise_multiplier=1.2, sampling_rate=0.1, steps=10)
+BOTH = [Budget(4.0), Budget.renyi(8.0, 1e-5, ADD_REMOVE_RECORD, [STEPS] * 4)]
+
+
+def tuning(round_: str, client: int = 0) -> Entry:
+    return Entry.charged(
+        client=str(client),
+        run="run",
+        round=round_,
+        kind="dp-update",
+        question="q",
+        relation=ADD_REMOVE_RECORD,
+        event=STEPS,
     )
 
 
@@ -96,6 +117,98 @@ def test_an_auditor_reads_without_writing(path: Path) -> None:
     path.parent.chmod(0o700)
 
 
+def test_a_client_level_report_counts_under_both_budgets_and_a_record_level_one_under_its_own(
+    path: Path,
+) -> None:
+    with Ledger.open(path, budget=BOTH) as ledger:
+        ledger.reserve(entry(epsilon=2.0))
+        assert ledger.spent("0") == 2
+        first = ledger.spent("0", ADD_REMOVE_RECORD)
+        assert first == filter_of(BOTH[1]).charge(PureEvent(2.0))
+        ledger.reserve(tuning("t1"))
+        assert ledger.spent("0") == 2
+        assert ledger.spent("0", ADD_REMOVE_RECORD) - first == filter_of(BOTH[1]).charge(STEPS)
+        assert ledger.epsilon_spent("0") == 2.0
+        assert 0 < ledger.epsilon_spent("0", ADD_REMOVE_RECORD) <= BOTH[1].epsilon
+        assert ledger.epsilon_left("0") == 2.0
+        assert 0 < ledger.epsilon_left("0", ADD_REMOVE_RECORD) < BOTH[1].epsilon
+        assert ledger.epsilon_left("1", ADD_REMOVE_RECORD) == pytest.approx(BOTH[1].epsilon)
+        assert ledger.epsilon_spent("1", ADD_REMOVE_RECORD) == 0.0
+        assert list(ledger.verify()) == []
+
+
+def test_an_event_is_granted_only_if_it_fits_every_budget_that_it_counts_under(path: Path) -> None:
+    tight = [Budget(100.0), Budget.zcdp(1.0, 1e-6, ADD_REMOVE_RECORD)]
+    with Ledger.open(path, budget=tight) as ledger:
+        before = ledger.head
+        with pytest.raises(
+            BudgetExceededError,
+            match=r"client 0 has spent epsilon = 0 of its budget of 1, delta = 1e-06 \(unit: one "
+            r"record; relation: add-remove-record\); another .* is refused",
+        ):
+            ledger.reserve(entry(epsilon=4.0))
+        assert (ledger.head, ledger.spent("0")) == (before, 0)
+        ledger.reserve(entry(epsilon=0.1))
+        assert ledger.spent("0") == Fraction(0.1)
+
+
+def test_a_filter_refuses_what_would_pass_its_capacity_and_nothing_before(path: Path) -> None:
+    kept = filter_of(BOTH[1])
+    fits = int(kept.capacity / kept.charge(STEPS))
+    with Ledger.open(path, budget=BOTH) as ledger:
+        for number in range(fits):
+            ledger.reserve(tuning(f"t{number}"))
+        with pytest.raises(BudgetExceededError, match="add-remove-record"):
+            ledger.reserve(tuning("one more"))
+        assert ledger.spent("0", ADD_REMOVE_RECORD) == fits * kept.charge(STEPS)
+
+
+def test_a_ledger_without_a_budget_of_the_events_own_relation_refuses_it(path: Path) -> None:
+    with Ledger.open(path, budget=BOTH[1]) as ledger:
+        with pytest.raises(
+            BudgetExceededError, match=r"no budget under replacement \(unit: one client\)"
+        ):
+            ledger.reserve(entry())
+        assert (ledger.spent("0"), ledger.epsilon_left("0")) == (0, 0.0)
+        assert ledger.budgets == {ADD_REMOVE_RECORD: BOTH[1]}
+        ledger.reserve(tuning("t"))
+        with pytest.raises(PrivacyError, match="must be one of replacement"):
+            ledger.spent("0", "neighbours")
+
+
+def test_a_currency_that_cannot_express_an_event_refuses_it(path: Path) -> None:
+    with Ledger.open(path, budget=Budget(4.0)) as ledger:
+        gaussian = replace(tuning("t"), relation=REPLACEMENT)
+        with pytest.raises(PrivacyError, match="counts pure events only"):
+            ledger.reserve(gaussian)
+        assert ledger.head[0] == 0
+
+
+def test_an_answer_at_no_charge_is_memoised_like_a_report(path: Path) -> None:
+    keys = Entry("0", "run", "keys-1", "secure-sum-keys", "q", NO_CHARGE)
+    with Ledger.open(path, budget=Budget(4.0)) as ledger:
+        assert ledger.reserve(keys) == Granted()
+        ledger.store(keys, b"public key")
+        assert ledger.reserve(keys) == Memoised(b"public key")
+        with pytest.raises(QuestionChangedError):
+            ledger.reserve(replace(keys, question="other"))
+        with pytest.raises(QuestionChangedError):
+            ledger.reserve(entry(round_="keys-1"))
+        assert ledger.spent("0") == 0
+        totals = ledger.totals()
+        assert (totals.reserved, totals.stored, totals.clients) == (0, 0, 1)
+        assert list(ledger.verify()) == []
+
+
+def test_totals_say_what_the_entries_add_up_to(path: Path) -> None:
+    filled(path)
+    with Ledger.open(path) as ledger:
+        totals = ledger.totals()
+    assert totals.kinds == {"mask-report", "model-update"}
+    assert (totals.clients, totals.reserved, totals.stored) == (4, 3, 3)
+    assert totals.largest == {REPLACEMENT: 4}
+
+
 def test_the_budget_is_an_exact_sum(path: Path) -> None:
     with Ledger.open(path, budget=Budget(0.3)) as ledger:
         for number in range(2):
@@ -120,11 +233,34 @@ def test_a_cohort_mixes_grants_refusals_and_memos(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"relation": "unprotected"}, {"delta": 1e-5}, {"epsilon": 0.0}, {"epsilon": -1.0}]
+    "change",
+    [
+        {"relation": "unprotected"},
+        {"relation": "unheard of"},
+        {"relation": "add-remove-record"},
+        {"relation": "no-charge"},
+        {"delta": 1e-5},
+        {"epsilon": 0.0},
+        {"epsilon": -1.0},
+        {"epsilon": 2.0},
+        {"epsilon": float("nan")},
+        {"event": "4"},
+        {"event": ""},
+        {"stage": "stored"},
+        {"report": b"x"},
+        {"content_hash": "ab" * 32},
+        {"client": ""},
+    ],
 )
 def test_events_that_this_budget_cannot_count_are_refused(path: Path, change: dict) -> None:
-    with Ledger.open(path, budget=Budget(4.0)) as ledger, pytest.raises(PrivacyError):
-        ledger.reserve(replace(entry(), **change))
+    with Ledger.open(path, budget=Budget(4.0)) as ledger:
+        if change == {"event": ""}:  # an epsilon alone is that of a pure event
+            assert replace(entry(), **change) == entry()
+            return
+        before = ledger.head
+        with pytest.raises(PrivacyError):
+            ledger.reserve(replace(entry(), **change))
+        assert ledger.head == before
 
 
 def filled(path: Path) -> None:
@@ -132,13 +268,14 @@ def filled(path: Path) -> None:
         for client in range(3):
             ledger.reserve(entry(client))
             ledger.store(entry(client), b"report of %d" % client)
-        ledger.record_unprotected([replace(entry(7, "t1"), kind="model-update")])
+        update = Entry("7", "run", "t1", "model-update", "q", UNPROTECTED, stage=SENT)
+        ledger.record_unprotected([replace(update, content_hash="ab" * 32)])
         assert list(ledger.verify()) == []
 
 
 COLUMNS = [
     "seq", "client", "run", "round", "kind", "stage", "question", "relation", "epsilon", "delta",
-    "report", "report_hash", "previous", "hash",
+    "event", "report_hash", "previous", "hash", "clients", "report",
 ]  # fmt: skip
 
 
@@ -148,7 +285,7 @@ def test_every_changed_column_is_found_and_named_by_its_row(
     path: Path, column: str, row: int
 ) -> None:
     filled(path)
-    value = {"seq": 99, "report": b"forged"}.get(column, "forged")
+    value = {"seq": 99, "report": b"forged", "clients": b"\x01\0\0\0"}.get(column, "forged")
     with sqlite3.connect(path) as raw:
         raw.execute(f"UPDATE entries SET {column} = ? WHERE seq = ?", (value, row))
     raw.close()
@@ -178,10 +315,16 @@ def test_changed_terms_and_removed_rows_are_found(path: Path) -> None:
 def test_a_forged_chain_that_overspends_is_still_found(path: Path) -> None:
     filled(path)
     with Ledger.open(path) as ledger:
-        ledger._connection.execute("BEGIN IMMEDIATE")
-        ledger._append([entry(0, "r9")])  # a valid link, past the budget
-        ledger._connection.execute("COMMIT")
-        assert any("past its budget" in flaw for flaw in ledger.verify())
+        rows, head = ledger.head
+    forged = to_row(rows + 1, head, entry(0, "r9"))  # a valid link, past the budget
+    with sqlite3.connect(path) as raw:
+        raw.execute(f"INSERT INTO entries VALUES ({','.join('?' * len(forged))})", forged)
+    raw.close()
+    with Ledger.open(path) as ledger:
+        (flaw,) = ledger.verify()
+        assert "ledger row 8: client 0 reserved epsilon = 8, past its budget of 4" in flaw
+        with pytest.raises(LedgerError, match="is damaged: ledger row 8"):
+            ledger.reserve(entry(5))
 
 
 def test_other_terms_other_owner_missing_and_damaged_files_are_refused(
@@ -190,6 +333,12 @@ def test_other_terms_other_owner_missing_and_damaged_files_are_refused(
     filled(path)
     with pytest.raises(LedgerError, match="cannot be opened for"):
         Ledger.open(path, budget=Budget(8.0))
+    with pytest.raises(LedgerError, match=r"8, delta = 1e-05 under add-remove-record \(renyi of"):
+        Ledger.open(path, budget=BOTH)
+    with pytest.raises(PrivacyError, match="one budget under each relation"):
+        Ledger.open(path, budget=[Budget(4.0), Budget(4.0)])
+    with pytest.raises(PrivacyError, match="at least one relation"):
+        Ledger.open(path, budget=[])
     with pytest.raises(LedgerError, match="ledger of 'simulation'"):
         Ledger.open(path, budget=Budget(4.0), owner="somebody else")
     with pytest.raises(LedgerError, match="there is no ledger"):
@@ -203,60 +352,47 @@ def test_other_terms_other_owner_missing_and_damaged_files_are_refused(
         list(cut.verify())
 
 
-def test_two_processes_cannot_spend_one_budget_twice(path: Path) -> None:
-    Ledger.open(path, budget=Budget(40.0)).close()
-    script = textwrap.dedent(
-        """
-        import sys
-        from fedprune.errors import BudgetExceededError
-        from fedprune.privacy import Entry, Ledger
-        granted = 0
-        with Ledger.open(sys.argv[1]) as ledger:
-            for i in range(30):
-                try:
-                    ledger.reserve(Entry("0", "run", f"{sys.argv[2]}-{i}", "mask-report", "q",
-                                         "replacement", 1.0))
-                    granted += 1
-                except BudgetExceededError:
-                    pass
-        print(granted)
-        """
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(path), name], stdout=subprocess.PIPE, text=True
+def test_the_orders_and_compositions_of_budgets_are_terms(path: Path) -> None:
+    Ledger.open(path, budget=BOTH).close()
+    other = replace(BOTH[1], order=BOTH[1].order + 1)
+    with pytest.raises(LedgerError, match="cannot be opened for"):
+        Ledger.open(path, budget=[BOTH[0], other])
+    with Ledger.open(path, budget=BOTH[::-1]) as ledger:
+        assert set(ledger.budgets.values()) == set(BOTH)
+        ledger.reserve(entry(epsilon=1.0))
+    with sqlite3.connect(path) as raw:
+        raw.execute(
+            "UPDATE terms SET value = ? WHERE name = 'budget of replacement'",
+            (Budget(400.0).to_text(),),
         )
-        for name in ("a", "b")
-    ]
-    granted = [int(process.communicate()[0]) for process in processes]
-    assert sum(granted) == 40
+    raw.close()
     with Ledger.open(path) as ledger:
-        assert ledger.spent("0") == 40
-        assert list(ledger.verify()) == []
+        with pytest.raises(LedgerError, match="row 1: its link does not match"):
+            ledger.reserve(entry(round_="r2", epsilon=300.0))
+        assert "link" in next(ledger.verify())
 
 
-def test_a_killed_process_leaves_a_ledger_that_counts_what_was_reserved(path: Path) -> None:
-    script = textwrap.dedent(
-        """
-        import sys
-        from fedprune.privacy import Budget, Entry, Ledger
-        ledger = Ledger.open(sys.argv[1], budget=Budget(1000.0))
-        for i in range(10000):
-            e = Entry("0", "run", str(i), "mask-report", "q", "replacement", 0.5)
-            ledger.reserve(e)
-            print(i, flush=True)
-            ledger.store(e, b"x")
-        """
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for _ in range(25):
-        announced = int(process.stdout.readline())
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+def test_a_ledger_of_the_first_schema_is_refused_in_one_sentence(path: Path) -> None:
+    with sqlite3.connect(path) as raw:
+        raw.execute("CREATE TABLE terms (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT")
+        raw.execute("CREATE TABLE entries (seq INTEGER PRIMARY KEY) STRICT")
+        raw.execute("INSERT INTO terms VALUES ('schema', '1'), ('epsilon', '0x1.0p+2')")
+    raw.close()
+    before = path.read_bytes()
+    for budget in (None, Budget(4.0)):
+        with pytest.raises(LedgerError, match="has ledger schema '1', this reads schema 2 only"):
+            Ledger.open(path, budget=budget)
+    with pytest.raises(LedgerError, match="schema"):
+        Ledger.open(path, read_only=True)
+    assert path.read_bytes()[100:] == before[100:]
+
+
+def test_bytes_that_are_no_text_are_found_and_named_by_their_row(path: Path) -> None:
+    filled(path)
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE entries SET client = CAST(x'30ff' AS TEXT) WHERE seq = 4")
+    raw.close()
     with Ledger.open(path) as ledger:
-        assert list(ledger.verify()) == []
-        assert ledger.spent("0") >= (announced + 1) * 0.5
+        flaws = list(ledger.verify())
+    assert any(flaw.startswith("ledger row 4: its content does not match") for flaw in flaws)
+    assert all(flaw.isprintable() for flaw in flaws)

@@ -65,11 +65,52 @@ def test_equal_and_zero_magnitudes_are_no_trouble() -> None:
     assert np.isfinite(magnitude_posterior(vote, spread, np.ones(360)).mean).all()
 
 
+@pytest.mark.parametrize("reliable", [0.0, 0.9])
+def test_an_earlier_step_helps_as_far_as_it_knows_something(reliable: float) -> None:
+    gains = []
+    for seed in range(8):
+        truth, vote, spread, magnitude, groups = world(seed, 0.1, 0.3)
+        noise = np.random.default_rng(seed + 50).normal(size=360)
+        earlier = reliable * (truth - 0.5) / truth.std() + np.sqrt(1 - reliable**2) * noise
+        with_it = magnitude_posterior(vote, spread, magnitude, groups, earlier=earlier)
+        without = magnitude_posterior(vote, spread, magnitude, groups)
+        gains.append(recall(with_it.mean, truth) - recall(without.mean, truth))
+        assert (with_it.variance > 0).all()
+    if reliable:
+        assert np.mean(gains) > 0.05
+    else:
+        assert abs(np.mean(gains)) < 0.01
+
+
+def test_two_steps_of_other_clients_know_as_much_as_one_with_both_cohorts() -> None:
+    twice, pooled = [], []
+    for seed in range(12):
+        truth, first, spread, magnitude, groups = world(seed, 0.05, 0.5)
+        second = truth + np.sqrt(0.05) * np.random.default_rng(seed + 900).normal(size=360)
+        before = magnitude_posterior(first, spread, magnitude, groups).mean
+        carried = magnitude_posterior(second, spread, magnitude, groups, earlier=before).mean
+        both = magnitude_posterior((first + second) / 2, spread / 2, magnitude, groups).mean
+        twice.append(recall(carried, truth))
+        pooled.append(recall(both, truth))
+    assert np.mean(twice) == pytest.approx(np.mean(pooled), abs=0.01)
+
+
+def test_an_earlier_step_without_differences_changes_nothing() -> None:
+    _, vote, spread, magnitude, groups = world(0, 0.1, 0.5)
+    flat = magnitude_posterior(vote, spread, magnitude, groups, earlier=np.full(360, 0.4))
+    plain = magnitude_posterior(vote, spread, magnitude, groups)
+    assert flat.mean == pytest.approx(plain.mean, abs=1e-3)
+
+
 def test_what_is_not_finite_or_not_equally_long_is_refused() -> None:
     with pytest.raises(PrivacyError, match="finite"):
         magnitude_posterior(np.array([np.nan]), np.ones(1), np.ones(1))
     with pytest.raises(PrivacyError, match="equally long"):
         magnitude_posterior(np.ones(2), np.ones(1), np.ones(1))
+    with pytest.raises(PrivacyError, match="equally long"):
+        magnitude_posterior(np.ones(2), np.ones(2), np.ones(2), earlier=np.ones(3))
+    with pytest.raises(PrivacyError, match="finite"):
+        magnitude_posterior(np.ones(2), np.ones(2), np.ones(2), earlier=np.array([0.0, np.inf]))
 
 
 @pytest.mark.parametrize(("variance", "published"), [(0.89, 0.6), (0.015, 0.9), (0.0043, 0.95)])

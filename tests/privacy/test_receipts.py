@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedprune.errors import LedgerError
+from fedprune.errors import LedgerError, PrivacyError
 from fedprune.privacy import (
     Budget,
     Entry,
@@ -22,12 +24,22 @@ from fedprune.privacy import (
     Memoised,
     Receipt,
     SigningKey,
-    epsilon_of,
     key_path,
     verify_receipts,
 )
-from fedprune.privacy.accounting import REPLACEMENT, UNPROTECTED
 from fedprune.privacy.chain import SENT, STORED
+from fedprune.privacy.events import (
+    ADD_REMOVE_RECORD,
+    NO_CHARGE,
+    REPLACEMENT,
+    UNPROTECTED,
+    SubsampledGaussianEvent,
+    ZeroConcentratedEvent,
+    event_from_text,
+    event_to_text,
+)
+from fedprune.privacy.filters import filter_of
+from fedprune.privacy.receipt_checks import charged_to, epsilon_of
 
 
 @pytest.fixture
@@ -52,7 +64,9 @@ def charge(round_: str = "report-1", epsilon: float = 4.0, client: str = "3") ->
 
 
 def update(round_: str = "train-1", client: str = "3", question: str = "q") -> Entry:
-    return Entry(client, "run-1", round_, "model-update", question, UNPROTECTED)
+    content = hashlib.sha256(f"weights of {round_}".encode()).hexdigest()
+    entry = Entry(client, "run-1", round_, "model-update", question, UNPROTECTED, stage=SENT)
+    return replace(entry, content_hash=content)
 
 
 def report(ledger: Ledger, key: SigningKey, entry: Entry, payload: bytes = b"\x01\xff") -> Receipt:
@@ -108,6 +122,108 @@ def test_an_unprotected_message_gets_the_receipt_of_its_latest_row(
     assert flaws(first, second) == ""
 
 
+def test_a_receipt_binds_the_content_of_a_message_that_is_not_charged(
+    ledger: Ledger, key: SigningKey
+) -> None:
+    receipt = send(ledger, key, update())
+    assert (receipt.report, receipt.report_hash) == (b"", update().content_hash)
+    receipt.check_answers(update())
+    with pytest.raises(LedgerError, match="its content_hash is"):
+        receipt.check_answers(replace(update(), content_hash="0" * 64))
+    with pytest.raises(LedgerError, match="so no receipt is given"):
+        ledger.receipt(replace(update(), content_hash="0" * 64), key)
+    ledger.record_unprotected([replace(update("train-2"), content_hash="")])
+    with pytest.raises(LedgerError, match="was recorded without its content's hash"):
+        ledger.receipt(replace(update("train-2"), content_hash=""), key)
+    for content_hash in ("ab", "x" * 64, "AB" * 32):
+        with pytest.raises(PrivacyError, match="has a content hash of 64"):
+            ledger.record_unprotected([replace(update(), content_hash=content_hash)])
+
+
+def test_a_large_report_is_bound_by_its_hash_alone(ledger: Ledger, key: SigningKey) -> None:
+    payload = bytes(range(256)) * 1025
+    receipt = report(ledger, key, charge(), payload)
+    assert receipt.report == b""
+    assert receipt.report_hash == hashlib.sha256(payload).hexdigest()
+    assert len(receipt.to_line()) < 2000
+    assert Receipt.from_line(receipt.to_line()) == receipt
+    receipt.verify()
+    receipt.check_answers(charge(), payload)
+    for other in (payload[:-1], payload + b"x", b""):
+        with pytest.raises(LedgerError, match="its report is other bytes"):
+            receipt.check_answers(charge(), other)
+    assert ledger.confirms(receipt) is None
+    small = report(ledger, key, charge("report-2"), b"small")
+    without = replace(small, report=b"")
+    signed = replace(without, signature=key.sign(without.message).hex())
+    assert signed.flaw() is None  # it hides nothing that it states, but it is not what is due
+    with pytest.raises(LedgerError, match="its report is other bytes"):
+        signed.check_answers(charge("report-2"), b"small")
+
+
+def test_answers_at_no_charge_are_signed_whether_stored_or_only_recorded(
+    ledger: Ledger, key: SigningKey
+) -> None:
+    asked = replace(charge("keys-1"), relation=NO_CHARGE, epsilon=0.0, event="", kind="secure-sum")
+    stored = report(ledger, key, asked)
+    sent = send(ledger, key, replace(update("shares-1"), relation=NO_CHARGE))
+    assert (stored.stage, sent.stage) == ("stored", "sent")
+    stored.check_answers(asked, b"\x01\xff")
+    for receipt in (stored, sent):
+        assert Receipt.from_line(receipt.to_line()) == receipt
+        assert not receipt.charged
+        assert ledger.confirms(receipt) is None
+    assert flaws(stored, sent, budget=1e-9) == ""
+    assert ledger.spent("3") == 0
+
+
+def test_an_event_that_is_not_pure_is_signed_with_its_guarantee_at_the_budgets_delta(
+    tmp_path: Path, key: SigningKey
+) -> None:
+    budgets = [
+        Budget.zcdp(2.0, 1e-6),
+        Budget.renyi(8.0, 1e-5, ADD_REMOVE_RECORD, [ZeroConcentratedEvent(0.05)]),
+    ]
+    steps = SubsampledGaussianEvent(1.1, 0.1, 20)
+    with Ledger.open(
+        tmp_path / "both", budget=budgets, owner="c", private=True, signing_key=key.public
+    ) as ledger:
+        share = Entry.charged(
+            client="3", run="run-1", round="sum-1", kind="aggregate-share", question="q",
+            relation=REPLACEMENT, event=ZeroConcentratedEvent(0.01),
+        )  # fmt: skip
+        tuned = Entry.charged(
+            client="3", run="run-1", round="tune-1", kind="dp-update", question="q",
+            relation=ADD_REMOVE_RECORD, event=steps,
+        )  # fmt: skip
+        receipts = [report(ledger, key, share), report(ledger, key, tuned)]
+        for receipt, asked, budget in zip(receipts, (share, tuned), budgets, strict=True):
+            assert (asked.epsilon, asked.delta) == (0.0, 0.0)  # the server knows no budget
+            receipt.check_answers(asked, b"\x01\xff")
+            kept = filter_of(budget)
+            charged = kept.charge(event_from_text(asked.event))
+            assert (receipt.epsilon, receipt.delta) == (kept.epsilon_of(charged), budget.delta)
+        with pytest.raises(LedgerError, match="its event is"):
+            receipts[1].check_answers(
+                replace(tuned, event=event_to_text(replace(steps, steps=21))), b"\x01\xff"
+            )
+        assert flaws(*receipts, budget=budgets) == ""
+        small = [Budget.zcdp(2.0, 1e-6), replace(budgets[1], epsilon=receipts[1].epsilon)]
+        assert "client 3 signed for epsilon" in flaws(*receipts, budget=small)
+        assert epsilon_of(receipts) == {"3": Fraction(receipts[0].epsilon)}
+        record = epsilon_of(receipts, ADD_REMOVE_RECORD)
+        assert record == {"3": sum(Fraction(r.epsilon) for r in receipts)}
+        assert charged_to(receipts, budgets[1]) == {"3": ledger.spent("3", ADD_REMOVE_RECORD)}
+
+
+def test_a_guarantee_that_is_not_that_of_its_event_is_found_even_if_signed(key: SigningKey) -> None:
+    entry = replace(charge(), epsilon=1.0, stage=STORED)  # the event says 4
+    forged = Receipt.sign(entry, row=2, previous="0" * 64, key=key)
+    assert forged.flaw() == "it states epsilon = 1, its event has 4"
+    unknown = Receipt.sign(replace(entry, event="{}"), row=2, previous="0" * 64, key=key)
+    assert "not an event" in str(unknown.flaw())
+
+
 def test_nothing_is_signed_that_the_ledger_does_not_hold(
     ledger: Ledger, key: SigningKey, tmp_path: Path
 ) -> None:
@@ -144,7 +260,9 @@ def test_no_field_can_be_changed(ledger: Ledger, key: SigningKey, name: str) -> 
     with pytest.raises(LedgerError, match="refused: its signature"):
         changed.verify()
     assert "signature" in str(ledger.confirms(changed))
-    assert "signature" in flaws(changed)
+    assert (f"a receipt's {name} must be" if name in ("stage", "relation") else "signature") in (
+        flaws(changed)
+    )
 
 
 @pytest.mark.parametrize("name", ["client", "epsilon", "report", "ledger_rows", "ledger_previous"])
@@ -197,7 +315,7 @@ def test_a_line_gives_the_receipt_back(
 ) -> None:
     key = SigningKey.open(tmp_path_factory.getbasetemp() / "one.key")
     entry = Entry(
-        client, run, round_, "mask-report", "q", REPLACEMENT, epsilon, 0.0, STORED, payload
+        client, run, round_, "mask-report", "q", REPLACEMENT, epsilon, stage=STORED, report=payload
     )
     receipt = Receipt.sign(entry, row=row, previous="0" * 64, key=key)
     line = receipt.to_line()
@@ -226,7 +344,12 @@ def broken_lines(line: str) -> dict[str, str]:
         "twice": line[:-1] + ', "client": "4"}',
         "missing field": json.dumps({k: v for k, v in content.items() if k != "question"}),
         "field too many": with_(more=1),
-        "another schema": with_(schema=2),
+        "another schema": with_(schema=1),
+        "no event": with_(event=""),
+        "another stage": with_(stage="reserved"),
+        "sent with a report": with_(stage="sent"),
+        "unknown relation": with_(relation="neighbours"),
+        "unprotected stored": with_(relation="unprotected", epsilon=0.0, event=""),
         "number for text": with_(client=3),
         "empty text": with_(run=""),
         "long text": with_(round="x" * 201),

@@ -1,0 +1,100 @@
+"""Whether what clients were charged is what the configuration asks them for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from fedprune import runs
+from fedprune.config import Config
+from fedprune.errors import PrivacyError
+from fedprune.privacy import Entry
+from fedprune.privacy.events import (
+    ADD_REMOVE_RECORD,
+    REPLACEMENT,
+    UNIT_OF,
+    Event,
+    PureEvent,
+    SubsampledGaussianEvent,
+    ZeroConcentratedEvent,
+    event_from_text,
+)
+from fedprune.privacy.filters import filter_of
+
+KIND_OF_TRUST: Mapping[str, str] = {
+    "local": "mask-report",
+    "shuffle": "mask-report",
+    "aggregate": "aggregate-share",
+    "record": "record-scores",
+}
+UPDATE = "dp-update"
+
+
+def charge_flaw(config: Config, entry: Entry) -> str | None:
+    """Say what is wrong with a charged entry of a run, or None.
+
+    A deployed client may add more noise to its DP-SGD updates than it was asked for; everything
+    else is fixed by the configuration.
+    """
+    if entry.relation not in UNIT_OF:
+        return None
+    allowed = {KIND_OF_TRUST.get(config.privacy.trust), UPDATE if _updates(config) else None}
+    if entry.kind not in allowed:
+        return f"charges a {entry.kind!r}, which this configuration does not ask for"
+    if not _round_fits(config, entry):
+        return f"charges a {entry.kind!r} in round {entry.round!r}, in which none is asked for"
+    try:
+        event = event_from_text(entry.event)
+    except PrivacyError as error:
+        return f"charges what is {error}"
+    relation = ADD_REMOVE_RECORD if entry.kind in ("record-scores", UPDATE) else REPLACEMENT
+    if entry.relation != relation or not _EVENT_FITS[entry.kind](config, event):
+        return (
+            f"charges {event!r} under {entry.relation} (epsilon = {entry.epsilon:g}), which is not "
+            "what this configuration asks for"
+        )
+    return None
+
+
+def _updates(config: Config) -> bool:
+    return runs.private_rounds(config) > 0
+
+
+def _round_fits(config: Config, entry: Entry) -> bool:
+    if entry.kind == UPDATE:
+        return entry.round.startswith(("train-", "tune-"))
+    steps, phases = config.prune.steps, config.privacy.phases
+    return entry.round in {
+        runs.phase_round(step, phase)
+        for step in range(1, steps + 1)
+        for phase in range(1, phases + 1)
+    }
+
+
+def _report_fits(config: Config, event: Event) -> bool:
+    return event == PureEvent(runs.report_epsilon(config))
+
+
+def _zero_concentrated_fits(config: Config, event: Event) -> bool:
+    """No more than the configured (epsilon, delta) allows; the exact rho depends on the layout."""
+    if not isinstance(event, ZeroConcentratedEvent):
+        return False
+    budget = runs.answer_budget(config)
+    kept = filter_of(budget)
+    return kept.charge(event) <= kept.capacity
+
+
+def _update_fits(config: Config, event: Event) -> bool:
+    asked = runs.round_event(config)
+    return (
+        isinstance(event, SubsampledGaussianEvent)
+        and (event.sampling_rate, event.steps) == (asked.sampling_rate, asked.steps)
+        and event.noise_multiplier >= asked.noise_multiplier
+    )
+
+
+_EVENT_FITS: Mapping[str, Callable[[Config, Event], bool]] = {
+    "mask-report": _report_fits,
+    "aggregate-share": _zero_concentrated_fits,
+    "record-scores": _zero_concentrated_fits,
+    UPDATE: _update_fits,
+}

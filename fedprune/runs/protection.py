@@ -1,0 +1,268 @@
+"""What a configuration's privacy settings call for: mechanisms and budgets, in one place.
+
+The server asks with these, a simulation's ledger opens with these, the plan predicts from these
+and an auditor checks against these, so that all four agree by construction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from fedprune.config import Config, PruneConfig
+from fedprune.errors import PrivacyError
+from fedprune.privacy.accounting import Budget
+from fedprune.privacy.aggregate import AggregateMechanism
+from fedprune.privacy.assignment import public_ranks
+from fedprune.privacy.events import (
+    ADD_REMOVE_RECORD,
+    RELATIONS,
+    REPLACEMENT,
+    UNIT_OF,
+    Event,
+    PureEvent,
+    SubsampledGaussianEvent,
+    ZeroConcentratedEvent,
+)
+from fedprune.privacy.filters import filter_of
+from fedprune.privacy.guarantees import TRUST, Guarantee
+from fedprune.privacy.mechanism import Mechanism
+from fedprune.privacy.phases import phase_cohorts, phase_plan, units_to_ask
+from fedprune.privacy.record_scores import RecordScores
+from fedprune.privacy.shuffling import central_epsilon, local_epsilon_for, threshold_probability
+from fedprune.privacy.special_cases import make_mechanism
+from fedprune.privacy.threshold_response import ThresholdResponse
+from fedprune.runs.private_rounds import noise_multiplier, private_rounds
+from fedprune.runs.private_rounds import record_budget as target_budget
+from fedprune.runs.private_rounds import round_event as event_of_round
+
+JsonDict = dict[str, Any]
+
+
+def asked_at_once(config: Config) -> int:
+    """How many clients are asked in one phase of one step, at least."""
+    return config.data.clients // (config.prune.steps * config.privacy.phases)
+
+
+def min_reports(config: Config) -> int:
+    """How many reports shuffling and secure sums need: as configured, else the quorum's."""
+    wanted = math.ceil(config.federation.quorum * asked_at_once(config) - 1e-9)
+    return config.privacy.min_reports or max(1, wanted)
+
+
+# Mask reports.
+
+
+def report_epsilon(config: Config) -> float:
+    """What one mask report costs its own client under local and shuffle.
+
+    Under shuffle it is the largest local epsilon that the promised number of reports amplifies
+    to the configured central (epsilon, delta).
+
+    Raises:
+        PrivacyError: if so few reports amplify nothing.
+    """
+    if config.privacy.trust != "shuffle":
+        return config.privacy.epsilon
+    return _amplified(config.privacy.epsilon, config.privacy.delta, min_reports(config))
+
+
+@lru_cache(maxsize=64)
+def _amplified(epsilon: float, delta: float, reports: int) -> float:
+    return local_epsilon_for(epsilon, reports, delta)
+
+
+def guarantee(config: Config) -> Guarantee:
+    """What a client's answer about its mask is protected by, with all qualifiers."""
+    privacy = config.privacy
+    relation = ADD_REMOVE_RECORD if privacy.trust == "record" else REPLACEMENT
+    return Guarantee(privacy.epsilon, privacy.delta, UNIT_OF[relation], relation, privacy.trust)
+
+
+def report_mechanism(config: Config, num_units: int) -> Mechanism:
+    """The mechanism of a mask report about `num_units` units, under local and shuffle."""
+    return make_mechanism(config.privacy.mechanism, report_epsilon(config), num_units)
+
+
+def assigns_blocks(config: Config) -> bool:
+    """Whether clients are told their block; a shuffler needs them to draw it."""
+    return config.privacy.trust == "local"
+
+
+def ranks_label(config: Config) -> str:
+    """Names the public order of the clients: cohorts, phases and blocks follow from it."""
+    return f"fedprune seed {config.seed}"
+
+
+def ranked_clients(config: Config) -> list[tuple[int, ...]]:
+    """Who is asked in which step: disjoint cohorts, each in the public order."""
+    order = np.argsort(public_ranks(config.data.clients, ranks_label(config)), kind="stable")
+    return [tuple(part.tolist()) for part in np.array_split(order, config.prune.steps)]
+
+
+def phase_round(step: int, phase: int) -> str:
+    """Name the round in which a phase of a step is asked."""
+    return f"report-{step}" if phase == 1 else f"report-{step}-{phase}"
+
+
+def step_phases(
+    config: Config, num_units: int, ranked: Sequence[int]
+) -> list[tuple[tuple[int, ...], int]]:
+    """Divide a step's clients over its phases.
+
+    Args:
+        config: the run's.
+        num_units: of the step's layout.
+        ranked: the step's clients in their public order.
+
+    Returns:
+        (clients, how many units they are asked about), a phase a row.
+    """
+    whole = report_mechanism(config, num_units)
+    variance = whole.variance_per_vote(len(ranked), assigned=True)
+    planned = phase_plan(config.privacy.phases, num_units, variance=variance)
+    return [
+        (tuple(ranked[i] for i in places), units_to_ask(share, num_units))
+        for places, (_, share) in zip(phase_cohorts(len(ranked), planned), planned, strict=True)
+    ]
+
+
+def central_guarantee(config: Config, mechanism: Mechanism, reports: int) -> JsonDict:
+    """What shuffling really came to, from the reports that were forwarded.
+
+    Never above what the configuration promises where at least `min_reports` were.
+    """
+    share = None
+    if isinstance(mechanism, ThresholdResponse):
+        share = threshold_probability(mechanism.block_units, mechanism.threshold)
+    found = central_epsilon(
+        mechanism.epsilon, reports, config.privacy.delta, threshold_probability=share
+    )
+    return {
+        "epsilon": found,
+        "delta": config.privacy.delta,
+        "local_epsilon": mechanism.epsilon,
+        "reports": reports,
+        "sentence": (
+            f"{reports} shuffled reports of local epsilon = {mechanism.epsilon:.4g} come to a "
+            f"central epsilon = {found:.4g}, delta = {config.privacy.delta:g}; unit of "
+            f"protection: one client; neighbouring relation: {REPLACEMENT} "
+            f"({RELATIONS[REPLACEMENT]}); must be trusted: {TRUST['shuffle']}"
+        ),
+    }
+
+
+def aggregate_mechanism(config: Config, num_units: int, keep: int | None) -> AggregateMechanism:
+    """The mechanism of a secure sum of masks, of which each keeps `keep` units."""
+    fixed = keep if keep is not None and 0 < keep < num_units else None
+    return AggregateMechanism(
+        config.privacy.epsilon, config.privacy.delta, num_units, max(2, min_reports(config)), fixed
+    )
+
+
+def record_mechanism(config: Config, num_units: int) -> RecordScores:
+    """The mechanism of per-record scores."""
+    return RecordScores(config.privacy.epsilon, config.privacy.delta, num_units)
+
+
+def answer_budget(config: Config) -> Budget:
+    """What a client's answers about its mask alone may mean."""
+    privacy, relation = config.privacy, guarantee(config).relation
+    if privacy.trust in ("aggregate", "record"):
+        return Budget.zcdp(privacy.epsilon, privacy.delta, relation)
+    return Budget(report_epsilon(config), relation=relation)
+
+
+def budgets(config: Config) -> tuple[Budget, ...]:
+    """What every simulated client allows: at most one budget a neighbouring relation.
+
+    A client-level budget for what is protected at client level, and a record-level one where
+    something is protected at record level only; mask reports count under both.
+    """
+    privacy = config.privacy
+    trains = private_rounds(config) > 0
+    own: tuple[Budget, ...] = ()
+    if privacy.trust in ("local", "shuffle", "aggregate") or not trains:
+        own = (answer_budget(config),)  # under "none" nothing is ever charged to it
+    if privacy.trust == "record" and trains:
+        own = ()
+    return (*own, record_budget(config)) if trains else own
+
+
+def round_event(config: Config) -> SubsampledGaussianEvent:
+    """What one round of DP-SGD releases about one client's records.
+
+    Raises:
+        PrivacyError: if no noise can meet the configured target.
+    """
+    return event_of_round(config.train, _noise(config))
+
+
+def record_budget(config: Config) -> Budget:
+    """The record-level budget of a run with DP-SGD: `train.dp_epsilon` covers the reports too.
+
+    With a noise multiplier given by hand it is what that noise comes to.
+    """
+    if not config.train.noise_multiplier:
+        return _calibrated(_training_alone(config), tuple(_reported(config)))[1]
+    rounds = private_rounds(config)
+    events = [*_reported(config), *[round_event(config)] * rounds]
+    return _enough_for(events, config.train.dp_delta)
+
+
+def _noise(config: Config) -> float:
+    if config.train.noise_multiplier:
+        return config.train.noise_multiplier
+    return _calibrated(_training_alone(config), tuple(_reported(config)))[0]
+
+
+@lru_cache(maxsize=32)
+def _calibrated(config: Config, others: tuple[Event, ...]) -> tuple[float, Budget]:
+    noise = noise_multiplier(config, others)
+    return noise, target_budget(config, others)
+
+
+def _training_alone(config: Config) -> Config:
+    """Keep of a configuration what calibration depends on, so that it is done once."""
+    return Config(
+        train=config.train.model_copy(update={"learning_rate": 1.0}),
+        prune=PruneConfig(steps=config.prune.steps, schedule=config.prune.schedule),
+    )
+
+
+def _reported(config: Config) -> list[Event]:
+    """What a client's answer about its mask releases at record level, at most."""
+    privacy = config.privacy
+    if privacy.trust in ("local", "shuffle"):
+        return [PureEvent(report_epsilon(config))]
+    if privacy.trust in ("aggregate", "record"):
+        rho = filter_of(answer_budget(config)).capacity
+        return [ZeroConcentratedEvent(math.nextafter(float(rho), math.inf))]
+    return []
+
+
+def _enough_for(events: list[Event], delta: float) -> Budget:
+    """The smallest epsilon, in steps of a thousandth, whose filter lets all of the events through.
+
+    Raises:
+        PrivacyError: if no epsilon up to a million does.
+    """
+    low, high = 1, 10**9  # thousandths
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _fits(events, middle / 1000, delta) else (middle + 1, high)
+    if not _fits(events, low / 1000, delta):
+        raise PrivacyError("train.noise_multiplier is so small that no epsilon covers it")
+    return Budget.renyi(low / 1000, delta, ADD_REMOVE_RECORD, events)
+
+
+def _fits(events: list[Event], epsilon: float, delta: float) -> bool:
+    try:
+        keeper = filter_of(Budget.renyi(epsilon, delta, ADD_REMOVE_RECORD, events))
+    except PrivacyError:
+        return False
+    return sum(keeper.charge(event) for event in events) <= keeper.capacity
