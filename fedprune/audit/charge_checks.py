@@ -29,8 +29,8 @@ KIND_OF_TRUST: Mapping[str, str] = {
 UPDATE = "dp-update"
 
 
-def charge_flaw(config: Config, entry: Entry) -> str | None:
-    """Say what is wrong with a charged entry of a run, or None.
+def charge_flaw(config: Config, num_units: int, entry: Entry) -> str | None:
+    """Say what is wrong with a charged entry of a run of a network with so many units, or None.
 
     A deployed client may add more noise to its DP-SGD updates than it was asked for; everything
     else is fixed by the configuration.
@@ -47,7 +47,7 @@ def charge_flaw(config: Config, entry: Entry) -> str | None:
     except PrivacyError as error:
         return f"charges what is {error}"
     relation = ADD_REMOVE_RECORD if entry.kind in ("record-scores", UPDATE) else REPLACEMENT
-    if entry.relation != relation or not _EVENT_FITS[entry.kind](config, event):
+    if entry.relation != relation or not _EVENT_FITS[entry.kind](config, num_units, event):
         return (
             f"charges {event!r} under {entry.relation} (epsilon = {entry.epsilon:g}), which is not "
             "what this configuration asks for"
@@ -70,21 +70,21 @@ def _round_fits(config: Config, entry: Entry) -> bool:
     }
 
 
-def _report_fits(config: Config, event: Event) -> bool:
-    return event == PureEvent(runs.report_epsilon(config))
+def _report_fits(config: Config, num_units: int, event: Event) -> bool:
+    return event == PureEvent(runs.report_epsilon(config, num_units))
 
 
-def _zero_concentrated_fits(config: Config, event: Event) -> bool:
+def _zero_concentrated_fits(config: Config, num_units: int, event: Event) -> bool:
     """No more than the configured (epsilon, delta) allows; the exact rho depends on the layout."""
     if not isinstance(event, ZeroConcentratedEvent):
         return False
-    budget = runs.answer_budget(config)
+    budget = runs.answer_budget(config, num_units)
     kept = filter_of(budget)
     return kept.charge(event) <= kept.capacity
 
 
-def _update_fits(config: Config, event: Event) -> bool:
-    asked = runs.round_event(config)
+def _update_fits(config: Config, num_units: int, event: Event) -> bool:
+    asked = runs.round_event(config, num_units)
     return (
         isinstance(event, SubsampledGaussianEvent)
         and (event.sampling_rate, event.steps) == (asked.sampling_rate, asked.steps)
@@ -92,7 +92,7 @@ def _update_fits(config: Config, event: Event) -> bool:
     )
 
 
-_EVENT_FITS: Mapping[str, Callable[[Config, Event], bool]] = {
+_EVENT_FITS: Mapping[str, Callable[[Config, int, Event], bool]] = {
     "mask-report": _report_fits,
     "aggregate-share": _zero_concentrated_fits,
     "record-scores": _zero_concentrated_fits,

@@ -47,6 +47,11 @@ class Evidence:
         return dict(found)
 
     @cached_property
+    def num_units(self) -> int:
+        """Units of the dense network."""
+        return len(self.folder.load_dense()[1].dense_layout)
+
+    @cached_property
     def receipts(self) -> list[Receipt]:
         """The distinct receipts of a deployed run."""
         return read_receipts(self.folder)

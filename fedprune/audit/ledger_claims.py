@@ -79,7 +79,7 @@ def _cut(evidence: Evidence) -> str | None:
 
 def _other_terms(evidence: Evidence) -> str | None:
     name, config = runs.run_id(evidence.config), evidence.config
-    wanted = {budget.relation: budget for budget in runs.budgets(config)}
+    wanted = {budget.relation: budget for budget in runs.budgets(config, evidence.num_units)}
     with _ledger(evidence) as ledger:
         if dict(ledger.budgets) != wanted:
             return (
@@ -89,7 +89,7 @@ def _other_terms(evidence: Evidence) -> str | None:
         for number, entry in ledger.numbered_entries():
             if entry.run != name:
                 return f"ledger row {number} is of run {entry.run}, this is run {name}"
-            flaw = charge_flaw(config, entry)
+            flaw = charge_flaw(config, evidence.num_units, entry)
             if flaw:
                 return f"ledger row {number} {flaw}"
     return None

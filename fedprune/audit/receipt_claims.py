@@ -134,7 +134,7 @@ def _odd(receipt: Receipt, evidence: Evidence) -> str | None:
         return None if known else f"is for an unprotected {receipt.kind!r}, which is never asked"
     if not receipt.report:
         return "holds no report"
-    return charge_flaw(evidence.config, receipt.entry)
+    return charge_flaw(evidence.config, evidence.num_units, receipt.entry)
 
 
 def _uncounted(evidence: Evidence) -> str | None:

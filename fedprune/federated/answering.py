@@ -56,7 +56,8 @@ def send_unprotected(
 ) -> list[Outcome]:
     """Write down what is about to be sent without a guarantee, and put each client's receipt in.
 
-    A receipt binds everything else in the answer by its hash; errors pass as they are.
+    A receipt binds everything else in the answer by its hash. An error is on record too, since it
+    is an answer of a kind, but has no receipt.
     """
     if question.counterfactual and station.simulated:  # a baseline: nothing is sent for it
         return list(contents)
@@ -69,18 +70,20 @@ def send_unprotected(
         relation=UNPROTECTED,
         stage=SENT,
     )
-    ready = {c: found for c, found in zip(clients, contents, strict=True) if is_answer(found)}
     signs = station.signing_key is not None  # in a simulation nothing is bound to anything
-    entries = {
-        client: replace(
-            template, client=str(client), content_hash=content_hash(found) if signs else ""
+    entries = [
+        replace(
+            template,
+            client=str(client),
+            content_hash=content_hash(found) if signs and is_answer(found) else "",
         )
-        for client, found in ready.items()
-    }
-    station.ledger.record_unprotected(entries.values())
+        for client, found in zip(clients, contents, strict=True)
+    ]
+    station.ledger.record_unprotected(entries)
     if signs:
-        for client, found in ready.items():
-            found.config_records["answer"][RECEIPT] = receipt_line(station, entries[client])
+        for entry, found in zip(entries, contents, strict=True):
+            if is_answer(found):
+                found.config_records["answer"][RECEIPT] = receipt_line(station, entry)
     return list(contents)
 
 

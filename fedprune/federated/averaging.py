@@ -71,7 +71,7 @@ def _round(
     learning_rate: float,
     counterfactual: bool,
 ) -> tuple[Architecture, Tensor, JsonDict]:
-    kind, settings = _how(experiment, round_name, learning_rate)
+    kind, settings = _how(experiment, held, round_name, learning_rate)
     question = experiment.question(round_name, held, settings, counterfactual=counterfactual)
     chosen = min(experiment.config.train.clients_per_round, len(experiment.clients))
     generator = experiment.generator("participants", round_name)
@@ -81,12 +81,13 @@ def _round(
 
 
 def _how(
-    experiment: Experiment, round_name: str, learning_rate: float
+    experiment: Experiment, held: Held, round_name: str, learning_rate: float
 ) -> tuple[str, Mapping[str, Scalar]]:
     """The kind of a round's question and its settings: DP-SGD, or in the open."""
     config, train = experiment.config, experiment.config.train
     if is_private_round(config, round_name):
-        return PRIVATE, training_settings(private_training(config, learning_rate))
+        units = len(held.architecture.dense_layout)
+        return PRIVATE, training_settings(private_training(config, units, learning_rate))
     return OPEN, {
         "local_epochs": train.local_epochs,
         "batch_size": train.batch_size,
@@ -105,9 +106,9 @@ def is_private_round(config: Config, round_name: str) -> bool:
     }[config.train.private]
 
 
-def private_training(config: Config, learning_rate: float) -> PrivateTraining:
-    """One round of DP-SGD as the configuration wants it."""
-    event, train = round_event(config), config.train
+def private_training(config: Config, num_units: int, learning_rate: float) -> PrivateTraining:
+    """One round of DP-SGD as the configuration wants it of a network with so many units."""
+    event, train = round_event(config, num_units), config.train
     return PrivateTraining(
         steps=event.steps,
         sample_rate=event.sampling_rate,

@@ -15,7 +15,7 @@ from fedprune.federated.process import is_simulated
 from fedprune.federated.station import Station
 from fedprune.named import is_reference
 from fedprune.privacy import Ledger, SigningKey
-from fedprune.runs import budgets
+from fedprune.runs import Architecture, budgets
 
 _STATIONS: dict[str, Station] = {}
 
@@ -63,9 +63,15 @@ def _simulated(config: Config, flower_run: int) -> Station:
     federation = study.divide(config, dataset)
     ledger = Ledger.open(
         run_folder_path(config, flower_run) / "ledger.sqlite",
-        budget=budgets(config),
+        budget=budgets(config, _num_units(config, dataset)),
     )
     return Station(ledger, dataset, federation, deterministic=config.engine.deterministic)
+
+
+def _num_units(config: Config, dataset: Dataset) -> int:
+    schema = dataset.schema
+    dense = Architecture.dense(config.model.name, schema.num_classes, schema.input_shape)
+    return len(dense.dense_layout)
 
 
 def _deployed(config: Config, node_config: Mapping[str, Scalar]) -> Station:

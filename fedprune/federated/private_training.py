@@ -52,7 +52,7 @@ def training_asked_for(station: Station, question: Question) -> PrivateTraining:
         FederationError: if a setting is missing or no number.
         PrivacyError: if it is out of range.
     """
-    own = float(getattr(station.node, "least_noise_multiplier", 0.0))
+    own = 0.0 if station.node is None else station.node.least_noise_multiplier
     return PrivateTraining(
         steps=question.whole("steps", 1),
         sample_rate=question.number("sample_rate"),

@@ -26,7 +26,7 @@ from scipy.special import expit
 from scipy.stats import binom
 
 from fedprune.errors import PrivacyError
-from fedprune.privacy._lattice import Floats, Parts, TiltedSum, chernoff_tilt, tilted_sum
+from fedprune.privacy._lattice import Floats, TiltedSum, chernoff_tilt, tilted_sum
 from fedprune.privacy._rounding import above
 from fedprune.privacy._schedule import CUT_OFF, Events, Schedule
 from fedprune.privacy.events import ADD_REMOVE_RECORD, SubsampledGaussianEvent
@@ -36,7 +36,7 @@ _MOST_EPSILON = 200.0  # past it only Renyi bounds are given: nobody needs them 
 _MOST_LOSS = 300.0
 _SAFE = 1e-9  # relative error of a binomial probability or an exponential, amply
 _ENOUGH = 1e-3  # share of delta that rounding errors may take before the tilt is moved
-_TRIES = 4
+_TRIES, _MOST_TILT = 5, 8.0
 _NOISE_TOLERANCE = 2e-4
 _LEAST_NOISE, _MOST_NOISE = 1e-2, 1e6
 
@@ -75,11 +75,12 @@ def delta_of(events: Events, epsilon: float, relation: str) -> float:
     near = min(max(delta, 1e-290), 0.5)
     if near > delta or epsilon > _MOST_EPSILON or schedule.largest_loss(near) > 2 * _MOST_LOSS:
         return max(delta, 1e-290)
-    found = [
-        _pair_delta(schedule.losses(max(epsilon, 1e-3), near, removed=way), epsilon, near)
-        for way in schedule.directions
-    ]
-    return min(delta, max(found))
+    for _ in range(_TRIES):  # the lattice is made for a delta, so make it for the right one
+        found = max(_pair_delta(schedule, epsilon, near, way) for way in schedule.directions)
+        delta, near, before = min(delta, found), max(found, 1e-290), near
+        if near > before / 10:
+            break
+    return delta
 
 
 def noise_multiplier_for(
@@ -172,18 +173,21 @@ def _randomised_response_epsilon(local_epsilon: float, count: int, delta: float)
 def _losses_epsilon(schedule: Schedule, start: float, delta: float, removed: bool) -> float:
     """Bound epsilon at delta for one pair of worlds."""
     parts = schedule.losses(start, delta, removed=removed)
-    tilt, epsilon = chernoff_tilt(parts, log_tail=math.log(delta)), start
+    # Where the largest sum alone is likelier than delta, Chernoff's tilt would be infinite.
+    most = _MOST_TILT * (1 - math.log(delta)) / start
+    tilt, epsilon = min(most, chernoff_tilt(parts, log_tail=math.log(delta))), start
     for _ in range(_TRIES):
         found, doubt = _invert(tilted_sum(parts, tilt, CUT_OFF * delta), delta)
         epsilon = min(epsilon, found)
         if doubt < _ENOUGH:
             break
-        tilt /= 2
+        tilt /= 3
     return epsilon
 
 
-def _pair_delta(parts: Parts, epsilon: float, delta: float) -> float:
-    """Bound delta at epsilon for one pair of worlds."""
+def _pair_delta(schedule: Schedule, epsilon: float, delta: float, removed: bool) -> float:
+    """Bound delta at epsilon for one pair of worlds, on a lattice made for a given delta."""
+    parts = schedule.losses(max(epsilon, 1e-3), delta, removed=removed)
     total = tilted_sum(parts, chernoff_tilt(parts, at=epsilon), CUT_OFF * delta)
     above_it = total.values > epsilon
     losses = total.values[above_it]

@@ -43,7 +43,7 @@ CLIENT_DRAWN, ASSIGNED = "client-drawn", "assigned"
 _POINTS_PER_DEVIATION, _MOST_POINTS = 40.0, 2.0**20
 _CUT_OFF, _TOO_FEW = 1e-9, 1e-3
 _MOST_EPSILON = 64.0
-_PRECISION = 1e-6
+_PRECISION, _LOCAL_PRECISION = 1e-6, 1e-4
 
 Atoms = list[tuple[float, float]]
 
@@ -141,13 +141,13 @@ def local_epsilon_for(
         found = central_delta(local, num_reports, central, threshold_probability=share)
         return math.log(max(found, 1e-300) / delta)
 
-    if excess(_MOST_EPSILON) <= 0:
-        return _MOST_EPSILON
-    found = float(brentq(excess, central, _MOST_EPSILON, xtol=_PRECISION, rtol=_PRECISION))
-    slack = _PRECISION
-    while found > central and excess(found) > 0:
-        found, slack = found - slack, 2 * slack
-    return max(central, found)
+    low, high = central, min(2 * central + 1, _MOST_EPSILON)
+    while high < _MOST_EPSILON and excess(high) <= 0:
+        low, high = high, min(2 * high, _MOST_EPSILON)
+    while high - low > _LOCAL_PRECISION * low:  # halving, since a mechanism's share can jump
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(middle) <= 0 else (low, middle)
+    return low
 
 
 def threshold_probability(block_units: int, threshold: int) -> float:
@@ -188,12 +188,16 @@ def _delta(atoms: Atoms, share: float, num_reports: int) -> float:
         return 1.0
     deviation = math.sqrt(num_reports * sum(mass * value * value for value, mass in atoms))
     single = deviation / math.sqrt(hidden_among)
-    step = max(single / _POINTS_PER_DEVIATION, 40 * deviation / _MOST_POINTS) / deviation
+    reach = max(value for value, _ in atoms) - min(value for value, _ in atoms)
+    coarsest = max(40 * deviation, reach) / _MOST_POINTS  # any step is safe, see `_spread`
+    step = max(single / _POINTS_PER_DEVIATION, coarsest) / deviation
     parts = [(_spread([(v / deviation, mass) for v, mass in atoms], step), num_reports)]
     tilt = chernoff_tilt(parts)
     log_bound = num_reports * parts[0][0].log_moment(tilt)
     if log_bound < -600:
         return 1e-250
+    if log_bound > 600:  # more than any probability
+        return 1.0
     tail = _CUT_OFF * math.exp(log_bound)
     total = tilted_sum(parts, tilt, tail)
     positive = total.values > 0

@@ -70,16 +70,10 @@ class ThresholdResponse(Mechanism):
             if threshold is not None:
                 raise PrivacyError("threshold can only be given together with block_units")
             block_units, threshold = best_block(float(epsilon), int(num_units))
-        if isinstance(block_units, bool) or not 1 <= block_units <= num_units:
-            raise PrivacyError(
-                f"block_units must be in [1, num_units = {num_units}], got {block_units!r}"
-            )
+        _check_whole("block_units", block_units, "num_units", num_units)
         if threshold is None:
             threshold = best_threshold(float(epsilon), int(block_units))[0]
-        if isinstance(threshold, bool) or not 1 <= threshold <= block_units:
-            raise PrivacyError(
-                f"threshold must be in [1, block_units = {block_units}], got {threshold!r}"
-            )
+        _check_whole("threshold", threshold, "block_units", block_units)
         super().__init__(epsilon, 0.0, num_units, block_units)
         self.threshold = int(threshold)
         self._draw_block = ExactCategorical([1] * self.num_blocks)
@@ -189,6 +183,11 @@ class _AgreementLaw:
     def gain(self) -> Fraction:
         moment = sum((2 * a - self._m) * weight for a, weight in enumerate(self._weights))
         return Fraction(moment, self._m * self.total)
+
+
+def _check_whole(name: str, value: int, most_name: str, most: int) -> None:
+    if isinstance(value, bool) or not 1 <= value <= most or value != int(value):
+        raise PrivacyError(f"{name} must be in [1, {most_name} = {most}], got {value!r}")
 
 
 def _binomial_row(m: int) -> list[int]:

@@ -57,23 +57,41 @@ def min_reports(config: Config) -> int:
 # Mask reports.
 
 
-def report_epsilon(config: Config) -> float:
+def report_epsilon(config: Config, num_units: int) -> float:
     """What one mask report costs its own client under local and shuffle.
 
     Under shuffle it is the largest local epsilon that the promised number of reports amplifies
-    to the configured central (epsilon, delta).
+    to the configured central (epsilon, delta). Where the network is pruned in one step that rests
+    on the mechanism in use, whose bound is tighter; over several steps, in which the number of
+    units falls, on any mechanism's.
 
-    Raises:
-        PrivacyError: if so few reports amplify nothing.
+    Args:
+        config: the run's.
+        num_units: of the dense network.
     """
-    if config.privacy.trust != "shuffle":
-        return config.privacy.epsilon
-    return _amplified(config.privacy.epsilon, config.privacy.delta, min_reports(config))
+    privacy = config.privacy
+    if privacy.trust != "shuffle":
+        return privacy.epsilon
+    units = num_units if config.prune.steps == 1 else 0
+    return _amplified(privacy.epsilon, privacy.delta, min_reports(config), privacy.mechanism, units)
 
 
 @lru_cache(maxsize=64)
-def _amplified(epsilon: float, delta: float, reports: int) -> float:
-    return local_epsilon_for(epsilon, reports, delta)
+def _amplified(epsilon: float, delta: float, reports: int, name: str, num_units: int) -> float:
+    if not num_units:
+        return local_epsilon_for(epsilon, reports, delta)
+
+    def share(local: float) -> float:
+        return _preferred_share(make_mechanism(name, local, num_units)) or 0.5
+
+    return local_epsilon_for(epsilon, reports, delta, threshold_probability=share)
+
+
+def _preferred_share(mechanism: Mechanism) -> float | None:
+    """The share of patterns that a threshold response prefers; None for other mechanisms."""
+    if not isinstance(mechanism, ThresholdResponse):
+        return None
+    return threshold_probability(mechanism.block_units, mechanism.threshold)
 
 
 def guarantee(config: Config) -> Guarantee:
@@ -85,7 +103,7 @@ def guarantee(config: Config) -> Guarantee:
 
 def report_mechanism(config: Config, num_units: int) -> Mechanism:
     """The mechanism of a mask report about `num_units` units, under local and shuffle."""
-    return make_mechanism(config.privacy.mechanism, report_epsilon(config), num_units)
+    return make_mechanism(config.privacy.mechanism, report_epsilon(config, num_units), num_units)
 
 
 def assigns_blocks(config: Config) -> bool:
@@ -136,11 +154,11 @@ def central_guarantee(config: Config, mechanism: Mechanism, reports: int) -> Jso
 
     Never above what the configuration promises where at least `min_reports` were.
     """
-    share = None
-    if isinstance(mechanism, ThresholdResponse):
-        share = threshold_probability(mechanism.block_units, mechanism.threshold)
     found = central_epsilon(
-        mechanism.epsilon, reports, config.privacy.delta, threshold_probability=share
+        mechanism.epsilon,
+        reports,
+        config.privacy.delta,
+        threshold_probability=_preferred_share(mechanism),
     )
     return {
         "epsilon": found,
@@ -169,15 +187,15 @@ def record_mechanism(config: Config, num_units: int) -> RecordScores:
     return RecordScores(config.privacy.epsilon, config.privacy.delta, num_units)
 
 
-def answer_budget(config: Config) -> Budget:
+def answer_budget(config: Config, num_units: int) -> Budget:
     """What a client's answers about its mask alone may mean."""
     privacy, relation = config.privacy, guarantee(config).relation
     if privacy.trust in ("aggregate", "record"):
         return Budget.zcdp(privacy.epsilon, privacy.delta, relation)
-    return Budget(report_epsilon(config), relation=relation)
+    return Budget(report_epsilon(config, num_units), relation=relation)
 
 
-def budgets(config: Config) -> tuple[Budget, ...]:
+def budgets(config: Config, num_units: int) -> tuple[Budget, ...]:
     """What every simulated client allows: at most one budget a neighbouring relation.
 
     A client-level budget for what is protected at client level, and a record-level one where
@@ -187,37 +205,37 @@ def budgets(config: Config) -> tuple[Budget, ...]:
     trains = private_rounds(config) > 0
     own: tuple[Budget, ...] = ()
     if privacy.trust in ("local", "shuffle", "aggregate") or not trains:
-        own = (answer_budget(config),)  # under "none" nothing is ever charged to it
+        own = (answer_budget(config, num_units),)  # under "none" nothing is ever charged to it
     if privacy.trust == "record" and trains:
         own = ()
-    return (*own, record_budget(config)) if trains else own
+    return (*own, record_budget(config, num_units)) if trains else own
 
 
-def round_event(config: Config) -> SubsampledGaussianEvent:
+def round_event(config: Config, num_units: int) -> SubsampledGaussianEvent:
     """What one round of DP-SGD releases about one client's records.
 
     Raises:
         PrivacyError: if no noise can meet the configured target.
     """
-    return event_of_round(config.train, _noise(config))
+    return event_of_round(config.train, _noise(config, num_units))
 
 
-def record_budget(config: Config) -> Budget:
+def record_budget(config: Config, num_units: int) -> Budget:
     """The record-level budget of a run with DP-SGD: `train.dp_epsilon` covers the reports too.
 
     With a noise multiplier given by hand it is what that noise comes to.
     """
     if not config.train.noise_multiplier:
-        return _calibrated(_training_alone(config), tuple(_reported(config)))[1]
+        return _calibrated(_training_alone(config), tuple(_reported(config, num_units)))[1]
     rounds = private_rounds(config)
-    events = [*_reported(config), *[round_event(config)] * rounds]
+    events = [*_reported(config, num_units), *[round_event(config, num_units)] * rounds]
     return _enough_for(events, config.train.dp_delta)
 
 
-def _noise(config: Config) -> float:
+def _noise(config: Config, num_units: int) -> float:
     if config.train.noise_multiplier:
         return config.train.noise_multiplier
-    return _calibrated(_training_alone(config), tuple(_reported(config)))[0]
+    return _calibrated(_training_alone(config), tuple(_reported(config, num_units)))[0]
 
 
 @lru_cache(maxsize=32)
@@ -234,13 +252,13 @@ def _training_alone(config: Config) -> Config:
     )
 
 
-def _reported(config: Config) -> list[Event]:
+def _reported(config: Config, num_units: int) -> list[Event]:
     """What a client's answer about its mask releases at record level, at most."""
     privacy = config.privacy
     if privacy.trust in ("local", "shuffle"):
-        return [PureEvent(report_epsilon(config))]
+        return [PureEvent(report_epsilon(config, num_units))]
     if privacy.trust in ("aggregate", "record"):
-        rho = filter_of(answer_budget(config)).capacity
+        rho = filter_of(answer_budget(config, num_units)).capacity
         return [ZeroConcentratedEvent(math.nextafter(float(rho), math.inf))]
     return []
 

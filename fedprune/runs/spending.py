@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +110,8 @@ def privacy_figures(folder: RunFolder, config: Config, simulated: bool) -> JsonD
     totals = ledger_totals(folder)
     kinds = set(totals.kinds) | _inside_simulation(folder, config, simulated)
     stated, claimed = guarantee(config), config.privacy.trust != "none"
-    per_relation = relation_totals(totals, config, kinds)
+    own = {budget.relation: budget for budget in budgets(config, _num_units(folder))}
+    per_relation = relation_totals(totals, config, own, kinds)
     spent = next((t["epsilon"] for t in per_relation if t["relation"] == stated.relation), None)
     client = next((t["overall_epsilon"] for t in per_relation if t["unit"] == privacy.CLIENT), None)
     return {
@@ -129,13 +130,14 @@ def privacy_figures(folder: RunFolder, config: Config, simulated: bool) -> JsonD
     }
 
 
-def relation_totals(totals: LedgerTotals, config: Config, kinds: Iterable[str]) -> list[JsonDict]:
+def relation_totals(
+    totals: LedgerTotals, config: Config, own: Mapping[str, Budget], kinds: Iterable[str]
+) -> list[JsonDict]:
     """The worst client's total under every relation that anything was charged under.
 
     `epsilon` is what the ledger's filter counts, which holds however rounds were chosen;
     `epsilon_of_schedule` composes the same events tightly, as a schedule fixed beforehand.
     """
-    own = {budget.relation: budget for budget in budgets(config)}
     found = []
     for relation in UNIT_OF:
         histories = [h for h in totals.histories if relation in h.relations]
@@ -165,6 +167,11 @@ def _relation_total(
             worst.relations.index(relation)
         ],
     }
+
+
+def _num_units(folder: RunFolder) -> int:
+    """Units of the dense network, as the run's plan counted them."""
+    return next(int(e["result"]["num_units"]) for e in folder.events() if e["phase"] == "plan")
 
 
 def _trusted(config: Config) -> str:

@@ -97,11 +97,11 @@ def planned_totals(config: Config, answer: Answer) -> tuple[str, ...]:
     spent = Accountant().compose(Release(answer.kind, answer.relation, answer.event))
     rounds, train = runs.private_rounds(config), config.train
     if rounds:
-        event = runs.round_event(config)
+        event = runs.round_event(config, answer.num_units)
         spent = spent.compose(Release("dp-update", ADD_REMOVE_RECORD, event, rounds))
     open_rounds = train.rounds + config.prune.steps * train.fine_tune_rounds - rounds
     if open_rounds:
         spent = spent.compose(Release("model-update", "unprotected", None, open_rounds))
     deltas = dict.fromkeys(UNIT_OF, config.privacy.delta)
-    deltas |= {budget.relation: budget.delta for budget in runs.budgets(config)}
+    deltas |= {budget.relation: budget.delta for budget in runs.budgets(config, answer.num_units)}
     return tuple(spent.sentences(deltas, config.privacy.trust))

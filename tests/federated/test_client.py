@@ -45,6 +45,9 @@ def report_question(round_: str = "report-1", **changes: object) -> Question:
         "epsilon": 4.0,
         "block_units": 4,
         "threshold": 4,
+        "units": "",
+        "clients": 200,
+        "ranks": "a public order",
     }
     return Question("run", round_, ARCHITECTURE, WEIGHTS, settings | changes)  # type: ignore[arg-type]
 

@@ -32,6 +32,7 @@ from fedprune.federated.record_answers import answer_record_scores, record_setti
 from fedprune.federated.station import Station, model_of
 from fedprune.privacy import Budget, Ledger, Report, SigningKey
 from fedprune.privacy.events import ADD_REMOVE_RECORD, REPLACEMENT
+from fedprune.privacy.filters import filter_of
 from fedprune.privacy.record_scores import RecordScores
 from fedprune.runs import Architecture, weights_vector
 
@@ -261,6 +262,20 @@ def test_settings_that_cannot_be_accounted_are_refused_and_nothing_is_spent(
     with pytest.raises(error):
         answer_train_private(station, training_question(station, **changes), [3])
     assert spent(station) == 0
+
+
+def test_a_client_adds_the_noise_that_its_operator_wants_and_pays_for_no_less(
+    deployed: Station,
+) -> None:
+    asked = training_question(deployed, how=replace(HOW, noise_multiplier=0.2))
+    assert isinstance(answer_train_private(deployed, asked, [3])[0], BudgetExceededError)
+    assert deployed.node is not None
+    deployed.node = replace(deployed.node, least_noise_multiplier=1.2)
+    (outcome,) = answer_train_private(deployed, asked, [3])
+    assert isinstance(outcome, RecordDict)
+    assert outcome.config_records["answer"]["noise_multiplier"] == 1.2
+    alone = filter_of(budgets()[1])
+    assert deployed.ledger.spent("3", ADD_REMOVE_RECORD) == alone.charge(HOW.event)
 
 
 def test_questions_about_other_scores_are_refused_and_nothing_is_spent(station: Station) -> None:

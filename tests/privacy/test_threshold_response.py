@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fedprune.errors import PrivacyError, ReportError
-from fedprune.privacy import Report, ThresholdResponse, best_block
+from fedprune.privacy import Report, ThresholdResponse
+from fedprune.privacy.block_choice import best_block
 from fedprune.randomness import SecureRandomness, SimulationRandomness
 
 # Special cases and settings of their own: (num_units, block_units, threshold).
@@ -188,6 +189,11 @@ def test_bad_parameters_masks_and_reports_are_refused() -> None:
         ThresholdResponse(1.0, 8, block_units=2, threshold=3)
     with pytest.raises(PrivacyError, match="block_units must be in"):
         ThresholdResponse(1.0, 8, block_units=9, threshold=3)
+    for wrong in (0, 2.5, True, math.nan):
+        with pytest.raises(PrivacyError, match="block_units must be in"):
+            ThresholdResponse(1.0, 8, block_units=wrong, threshold=1)
+        with pytest.raises(PrivacyError, match="threshold must be in"):
+            ThresholdResponse(1.0, 8, block_units=4, threshold=wrong)
     mechanism = ThresholdResponse(4.0, 10, block_units=4, threshold=4)
     rng = SimulationRandomness(1)
     with pytest.raises(ReportError, match="must have 10 units"):

@@ -11,7 +11,7 @@ import pytest
 from deployed_run import Deployed, deploy
 
 from fedprune.errors import LedgerError, RunError
-from fedprune.privacy.accounting import UNPROTECTED
+from fedprune.privacy.events import REPLACEMENT, UNPROTECTED
 from fedprune.runs import (
     RunFolder,
     is_run_of,
@@ -42,7 +42,9 @@ def test_receipts_add_up_to_what_the_simulations_ledger_does(
 ) -> None:
     told = ledger_totals(RunFolder.open(run.path))
     assert told == ledger_totals(RunFolder.open(finished_run))
-    assert (told.stored, told.max_epsilon_spent, told.clients) == (40, 4.0, 40)
+    assert (told.stored, told.answers, told.clients) == (40, 40, 40)
+    for history in told.histories:
+        assert history.epsilon(REPLACEMENT, 0.0) == pytest.approx(4.0)
     assert told.kinds == {"mask-report", "model-update"}
 
 

@@ -18,7 +18,7 @@ def plan_of(*overrides: str) -> study.Plan:
 def test_the_plan_states_the_mechanism_s_own_variance_and_sizes() -> None:
     found = plan_of("data.clients=300")
     mechanism = privacy.ThresholdResponse(4.0, found.num_units)
-    assert found.variance_per_vote == mechanism.variance_per_vote(300)
+    assert found.variance_per_vote == mechanism.variance_per_vote(300, assigned=True)
     assert found.up_bytes_per_client == mechanism.report_bytes
     assert found.mechanism == repr(mechanism)
     assert "one client" in found.guarantee
