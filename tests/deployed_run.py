@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -77,17 +77,16 @@ class Deployed:
         return Receipt.sign(entry, row=row, previous=previous, key=self.keys[key or entry.client])
 
 
-def deploy(finished: Path, target: Path, *, absent: int = 0, tables: bool = False) -> Deployed:
+def deploy(finished: Path, target: Path, *, tables: bool = False) -> Deployed:
     """Tell a finished simulation as a deployed run.
 
     Args:
         finished: the simulation's folder.
         target: where to; the clients' own files come into "target-own".
-        absent: clients that the configuration has beyond those that ever answered.
         tables: whether count tables were collected unprotected.
     """
     shutil.copytree(finished, target)
-    config = _deployed_config(RunFolder.open(target).config, absent, tables)
+    config = _deployed_config(RunFolder.open(target).config, tables)
     deployed = Deployed(target, target.with_name(f"{target.name}-own"), f"{run_id(config)}-{NONCE}")
     deployed.own.mkdir()
     lines_at = _sign_everything(deployed, config, tables)
@@ -96,21 +95,15 @@ def deploy(finished: Path, target: Path, *, absent: int = 0, tables: bool = Fals
     if not tables:
         (target / "tables.json").unlink()
     (target / "config.toml").write_text(configuration.to_toml(config))
-    clients = config.data.clients
-    missing = {"report-1": list(range(clients - absent, clients))} if absent else {}
-    _rewrite_events(deployed, lines_at, missing, clients, tables)
-    _rewrite_summary(deployed, config, missing, tables)
+    _rewrite_events(deployed, lines_at, tables)
+    _rewrite_summary(deployed, config, tables)
     return deployed
 
 
-def _deployed_config(config: Config, absent: int, tables: bool) -> Config:
-    clients = config.data.clients + absent
+def _deployed_config(config: Config, tables: bool) -> Config:
     policy = "unprotected" if tables else config.evaluate.tables
     return config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"clients": clients}),
-            "evaluate": config.evaluate.model_copy(update={"tables": policy}),
-        }
+        update={"evaluate": config.evaluate.model_copy(update={"tables": policy})}
     )
 
 
@@ -166,13 +159,7 @@ def _replay(ledger: Ledger, entry: Entry, key: SigningKey) -> list[Receipt]:
     return [ledger.receipt(entry, key)]
 
 
-def _rewrite_events(
-    deployed: Deployed,
-    lines_at: list[int],
-    missing: Mapping[str, list[int]],
-    clients: int,
-    tables: bool,
-) -> None:
+def _rewrite_events(deployed: Deployed, lines_at: list[int], tables: bool) -> None:
     folder, known = RunFolder(deployed.path), deployed.lines()
     events = []
     for event in folder.events():
@@ -185,6 +172,7 @@ def _rewrite_events(
         if name == "vote-1":
             gone = len(missing.get("report-1", []))
             event["result"] |= {"asked": clients, "reports": clients - gone}
+            event["result"]["phases"][0] |= {"asked": clients, "reports": clients - gone}
             event |= {"missing": dict(missing)} if missing else {}
         events.append(event)
     events[0]["result"]["run"] = deployed.run
@@ -192,12 +180,10 @@ def _rewrite_events(
     deployed.seal_again()
 
 
-def _rewrite_summary(
-    deployed: Deployed, config: Config, missing: Mapping[str, list[int]], tables: bool
-) -> None:
+def _rewrite_summary(deployed: Deployed, config: Config, tables: bool) -> None:
     def change(summary: JsonDict) -> None:
         nothing = ("baselines", "mask_recall", "mask_recall_without_prior", "paired_difference")
-        summary |= dict.fromkeys(nothing) | {"simulated": False, "missing": dict(missing)}
+        summary |= dict.fromkeys(nothing) | {"simulated": False}
         summary["config"] = config.model_dump()
         stated = summary["certified_accuracy"]
         summary["certified_accuracy"] = {

@@ -15,8 +15,8 @@ from typing import TypeAlias, TypeGuard
 from flwr.app import RecordDict
 
 from fedprune.errors import FedpruneError, LayoutMismatchError
+from fedprune.federated.content_hash import RECEIPT, content_hash
 from fedprune.federated.messages import Question
-from fedprune.federated.receipts import RECEIPT, content_hash
 from fedprune.federated.station import Station
 from fedprune.privacy import Entry
 from fedprune.privacy.chain import SENT

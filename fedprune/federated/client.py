@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -19,7 +20,7 @@ from fedprune.federated import introduction
 from fedprune.federated.answering import Answerer, Outcome
 from fedprune.federated.evaluation_answers import answer_evaluate, answer_margins
 from fedprune.federated.introduction import Introduction
-from fedprune.federated.messages import Question
+from fedprune.federated.messages import Question, own_part
 from fedprune.federated.node_settings import client_number
 from fedprune.federated.opening import station_of
 from fedprune.federated.private_training import answer_train_private
@@ -83,7 +84,7 @@ def answer_cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> l
     save on a deployed client, whose replies say nothing that might depend on its data.
     """
     try:
-        outcomes = _outcomes(messages[0], contexts)
+        outcomes = _outcomes(messages, contexts)
     except FedpruneError as error:
         outcomes = [error] * len(messages)
     except Exception as error:
@@ -100,17 +101,20 @@ def answer_cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> l
     return replies
 
 
-def _outcomes(message: Message, contexts: Sequence[Context]) -> Sequence[RecordDict | Exception]:
-    kind = message.metadata.message_type
+def _outcomes(
+    messages: Sequence[Message], contexts: Sequence[Context]
+) -> Sequence[RecordDict | Exception]:
+    first, context = messages[0], contexts[0]
+    kind = first.metadata.message_type
     if kind == introduction.KIND:
-        introduction.check_introduction_question(message.content)
+        introduction.check_introduction_question(first.content)
         return answer_introduction(contexts)
-    question = Question.from_content(message.content)
-    first = contexts[0]
-    station = station_of(first.run_config, first.node_config, first.run_id)
+    question = Question.from_content(first.content)
+    own = {k: v for message in messages for k, v in own_part(message.content).items()}
+    station = station_of(context.run_config, context.node_config, context.run_id)
     station.admit(question)
     clients = [client_number(context.node_config) for context in contexts]
-    return ANSWERERS[kind](station, question, clients)
+    return ANSWERERS[kind](station, replace(question, own=own), clients)
 
 
 def _sayable(error: Exception) -> str:

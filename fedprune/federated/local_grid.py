@@ -98,18 +98,25 @@ class LocalGrid(Grid):
 
 
 def _cohorts(messages: Iterable[Message]) -> Iterator[list[Message]]:
-    """Cut a stream of messages into runs of one type and content, at most COHORT long."""
+    """Cut a stream of messages into runs that ask the same, at most COHORT long."""
     stream = iter(messages)
     held = list(islice(stream, COHORT))
     while held:
-        first = held[0]
-        alike = [
-            m
-            for m in held
-            if m.content is first.content and m.metadata.message_type == first.metadata.message_type
-        ]
+        alike = [message for message in held if _ask_the_same(held[0], message)]
         if held[: len(alike)] != alike:  # keep the order where kinds are mixed
             alike = held[:1]
         yield alike
         held = held[len(alike) :]
         held += islice(stream, COHORT - len(held))
+
+
+def _ask_the_same(first: Message, other: Message) -> bool:
+    """Whether two messages share type and records, save what is told to one client alone."""
+    a, b = ({**message.content} for message in (first, other))
+    a.pop("own", None)
+    b.pop("own", None)
+    return (
+        first.metadata.message_type == other.metadata.message_type
+        and a.keys() == b.keys()
+        and all(a[name] is b[name] for name in a)
+    )

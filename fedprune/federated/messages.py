@@ -100,7 +100,7 @@ class Question:
                 reference=_from_array(arrays["reference"]) if "reference" in arrays else None,
                 counterfactual=bool(task["counterfactual"]),
                 seed=None if seed is None else int(str(seed)),
-                own=_own_part(content),
+                own=own_part(content),
             )
         except (KeyError, ValueError) as error:
             raise FederationError(f"the server's question cannot be read: {error!r}") from None
@@ -162,7 +162,8 @@ class Question:
         return value
 
 
-def _own_part(content: RecordDict) -> dict[int, dict[str, bytes]]:
+def own_part(content: RecordDict) -> dict[int, dict[str, bytes]]:
+    """Read what a question tells one client alone, by that client's number."""
     record = dict(content.config_records.get("own", ConfigRecord()))
     client = record.pop("client", None)
     if not isinstance(client, int) or isinstance(client, bool):

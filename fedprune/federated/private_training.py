@@ -45,18 +45,17 @@ def training_settings(how: PrivateTraining) -> dict[str, Scalar]:
     return dict(vars(how))
 
 
-def training_asked_for(station: Station, question: Question) -> PrivateTraining:
+def training_asked_for(question: Question, least_noise_multiplier: float) -> PrivateTraining:
     """Read the settings that a server asks for; a client's own larger noise goes first.
 
     Raises:
         FederationError: if a setting is missing or no number.
         PrivacyError: if it is out of range.
     """
-    own = 0.0 if station.node is None else station.node.least_noise_multiplier
     return PrivateTraining(
         steps=question.whole("steps", 1),
         sample_rate=question.number("sample_rate"),
-        noise_multiplier=max(own, question.number("noise_multiplier")),
+        noise_multiplier=max(least_noise_multiplier, question.number("noise_multiplier")),
         max_grad_norm=question.number("max_grad_norm"),
         batch_size=question.whole("batch_size", 1),
         learning_rate=question.number("learning_rate", 0.0),
@@ -75,9 +74,10 @@ def answer_train_private(
     their SHA-256, and they are computed again and compared. A deployed client whose training
     fails trains on no record: an error would be an answer about its data that no budget covers.
     """
-    how = training_asked_for(station, question)
+    own = 0.0 if station.node is None else station.node.least_noise_multiplier
+    how = training_asked_for(question, own)
     prepare = _preparer(question, how)
-    entries = [_entry(question, client, how) for client in clients]
+    entries = [update_entry(question, client, how) for client in clients]
     unsent = question.counterfactual and station.simulated  # a baseline
     answers = [Granted() for _ in entries] if unsent else station.ledger.reserve_many(entries)
     todo = [i for i, answer in enumerate(answers) if _must_train(station, answer)]
@@ -110,7 +110,8 @@ def _preparer(question: Question, how: PrivateTraining) -> Callable[[], PerRecor
     return prepare
 
 
-def _entry(question: Question, client: int, how: PrivateTraining) -> Entry:
+def update_entry(question: Question, client: int, how: PrivateTraining) -> Entry:
+    """The ledger row that a client reserves for its update."""
     return Entry.charged(
         client=str(client),
         run=question.run,
@@ -120,6 +121,13 @@ def _entry(question: Question, client: int, how: PrivateTraining) -> Entry:
         relation=ADD_REMOVE_RECORD,
         event=how.event,
     )
+
+
+def update_of(question: Question, weights: Tensor) -> bytes:
+    """The trained numbers among all of an answer's weights, as a ledger stores them."""
+    model, _ = question.architecture.build()
+    freeze(model, question.architecture.model)
+    return weights[trainable_places(model)].numpy().astype("<f4").tobytes()
 
 
 def _must_train(station: Station, answer: object) -> bool:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from flwr.app import Array, ConfigRecord, RecordDict
+from flwr.app import RecordDict
 
 from fedprune.errors import LedgerError
+from fedprune.federated.content_hash import RECEIPT, content_hash
 from fedprune.federated.introduction import Introduction
-from fedprune.federated.messages import Question
+from fedprune.federated.messages import Question, answer_bytes, answer_number, answer_weights
+from fedprune.federated.private_training import training_asked_for, update_entry, update_of
+from fedprune.federated.record_answers import record_entry
+from fedprune.federated.report_answers import report_entry
+from fedprune.federated.secure_questions import INPUT, sum_entry
 from fedprune.privacy import Entry, Receipt
-from fedprune.privacy.chain import SENT, framed
-from fedprune.privacy.events import REPLACEMENT, UNPROTECTED, PureEvent
+from fedprune.privacy.chain import SENT
+from fedprune.privacy.events import UNPROTECTED
 from fedprune.runs import RunFolder
 from fedprune.runs.receipts import RECEIPTS
-
-CHARGED = "mask-report"
-RECEIPT = "receipt"  # the field of an answer that holds its receipt
-# What a client's ledger calls its answer to each kind of question; others leave no row.
-LEDGER_KINDS = {"query.report": CHARGED, "train": "model-update", "evaluate": "count-table"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class ReceiptBook:
         Raises:
             LedgerError: if it is missing, forged, of another key, or for another answer.
         """
-        if kind not in LEDGER_KINDS:
+        if kind not in _EXPECTED:
             return ""
         record = answer.config_records["answer"]
         line = record.get(RECEIPT)
@@ -48,12 +47,10 @@ class ReceiptBook:
         receipt.verify()
         if receipt.public_key != self.introductions[client].public_key:
             raise LedgerError(f"client {client} signed with another key than it introduced")
-        expected = _expected(kind, question, client)
+        expected, report = _EXPECTED[kind](question, client, answer)
         if expected.stage == SENT:
-            receipt.check_answers(replace(expected, content_hash=content_hash(answer)))
-        else:
-            report = record.get("report", b"")
-            receipt.check_answers(expected, report if isinstance(report, bytes) else b"")
+            expected = replace(expected, content_hash=content_hash(answer))
+        receipt.check_answers(expected, report)
         return line
 
     def keep(self, line: str) -> None:
@@ -75,49 +72,48 @@ def _cut_torn_end(file: BinaryIO) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def content_hash(answer: RecordDict) -> str:
-    """SHA-256 of everything in an answer but its receipt: what a receipt binds.
+# The ledger row that a client must have written for its answer, and the bytes it stored.
 
-    Arrays count with their bytes as they are sent, other values with their type; the order of
-    names does not matter.
-    """
-    parts: list[object] = []
-    for name in sorted(answer):
-        record = answer[name]
-        for key in sorted(record):
-            if isinstance(record, ConfigRecord) and key == RECEIPT:
-                continue
-            parts += [name, key, *_value_parts(record[key])]
-    return hashlib.sha256(framed(parts)).hexdigest()
+_Expected = tuple[Entry, bytes]
 
 
-def _value_parts(value: object) -> list[object]:
-    if isinstance(value, Array):
-        return ["array", value.dtype, repr(tuple(value.shape)), value.stype, value.data]
-    if isinstance(value, bytes):
-        return ["bytes", value]
-    return [type(value).__name__, repr(value)]
+def _unprotected(kind: str) -> Callable[[Question, int, RecordDict], _Expected]:
+    def expected(question: Question, client: int, answer: RecordDict) -> _Expected:
+        del answer
+        run, round_name, asked = question.run, question.round, question.digest_for(client)
+        return Entry(str(client), run, round_name, kind, asked, UNPROTECTED, stage=SENT), b""
+
+    return expected
 
 
-def _expected(kind: str, question: Question, client: int) -> Entry:
-    """The ledger row that the client must have written for this answer."""
-    name = LEDGER_KINDS[kind]
-    if name != CHARGED:
-        return Entry(
-            str(client),
-            question.run,
-            question.round,
-            name,
-            question.digest_for(client),
-            UNPROTECTED,
-            stage=SENT,
-        )
-    return Entry.charged(
-        client=str(client),
-        run=question.run,
-        round=question.round,
-        kind=name,
-        question=question.digest_for(client),
-        relation=REPLACEMENT,
-        event=PureEvent(question.number("epsilon")),
-    )
+def _report(question: Question, client: int, answer: RecordDict) -> _Expected:
+    return replace(report_entry(question), client=str(client)), _stored(answer)
+
+
+def _record_scores(question: Question, client: int, answer: RecordDict) -> _Expected:
+    return record_entry(question, client), _stored(answer)
+
+
+def _sum_input(question: Question, client: int, answer: RecordDict) -> _Expected:
+    return sum_entry(INPUT, question, client), _stored(answer)
+
+
+def _update(question: Question, client: int, answer: RecordDict) -> _Expected:
+    """A client may have added more noise than it was asked for, never less."""
+    how = training_asked_for(question, answer_number(answer, "noise_multiplier"))
+    weights = answer_weights(answer, question.weights.numel())
+    return update_entry(question, client, how), update_of(question, weights)
+
+
+def _stored(answer: RecordDict) -> bytes:
+    return answer_bytes(answer, "report", "report")
+
+
+_EXPECTED: Mapping[str, Callable[[Question, int, RecordDict], _Expected]] = {
+    "query.report": _report,
+    "query.record_scores": _record_scores,
+    INPUT: _sum_input,
+    "train": _unprotected("model-update"),
+    "train.private": _update,
+    "evaluate": _unprotected("count-table"),
+}

@@ -45,7 +45,7 @@ def answer_record_scores(
     covers.
     """
     mechanism = _mechanism(question)
-    entries = [_entry(question, client, mechanism) for client in clients]
+    entries = [record_entry(question, client) for client in clients]
     answers = station.ledger.reserve_many(entries)
     todo = [i for i, answer in enumerate(answers) if isinstance(answer, Granted)]
     if todo:
@@ -83,7 +83,8 @@ def _mechanism(question: Question) -> RecordScores:
     return RecordScores(question.number("epsilon"), question.number("delta"), len(layout))
 
 
-def _entry(question: Question, client: int, mechanism: RecordScores) -> Entry:
+def record_entry(question: Question, client: int) -> Entry:
+    """The ledger row that a client reserves for its noised sum."""
     return Entry.charged(
         client=str(client),
         run=question.run,
@@ -91,7 +92,7 @@ def _entry(question: Question, client: int, mechanism: RecordScores) -> Entry:
         kind=KIND,
         question=question.digest,
         relation=ADD_REMOVE_RECORD,
-        event=mechanism.event,
+        event=_mechanism(question).event,
     )
 
 

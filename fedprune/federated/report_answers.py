@@ -48,15 +48,7 @@ def answer_report(station: Station, question: Question, clients: Sequence[int]) 
     """
     asked_for = _asked_for(question)
     select = selector(question)
-    template = Entry.charged(
-        client="",
-        run=question.run,
-        round=question.round,
-        kind="mask-report",
-        question=question.digest,
-        relation=REPLACEMENT,
-        event=PureEvent(asked_for.mechanism.epsilon),
-    )
+    template = report_entry(question)
     entries = [replace(template, client=str(client)) for client in clients]
     answers = station.ledger.reserve_many(entries)
     todo = [i for i, answer in enumerate(answers) if isinstance(answer, Granted)]
@@ -72,6 +64,19 @@ def answer_report(station: Station, question: Question, clients: Sequence[int]) 
         else refusal(answer)
         for entry, answer in zip(entries, answers, strict=True)
     ]
+
+
+def report_entry(question: Question) -> Entry:
+    """The ledger row that each client reserves for its report, its number left open."""
+    return Entry.charged(
+        client="",
+        run=question.run,
+        round=question.round,
+        kind="mask-report",
+        question=question.digest,
+        relation=REPLACEMENT,
+        event=PureEvent(question.number("epsilon")),
+    )
 
 
 @dataclass(frozen=True)

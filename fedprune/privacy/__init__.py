@@ -7,6 +7,7 @@ from fedprune.privacy.assignment import assigned_blocks, public_ranks
 from fedprune.privacy.bitwise_response import BitwiseResponse
 from fedprune.privacy.chain import Entry
 from fedprune.privacy.composition import delta_of, epsilon_of, noise_multiplier_for
+from fedprune.privacy.discrete_gaussian import DiscreteGaussian, DiscreteLaplace
 from fedprune.privacy.estimation import VoteEstimate, VoteSums
 from fedprune.privacy.events import (
     CLIENT,
@@ -48,7 +49,13 @@ from fedprune.privacy.receipt_checks import verify_receipts
 from fedprune.privacy.receipts import Receipt
 from fedprune.privacy.record_scores import RecordScores
 from fedprune.privacy.reports import Report, ReportFormat
-from fedprune.privacy.shuffling import central_delta, central_epsilon, local_epsilon_for
+from fedprune.privacy.roster import read_roster
+from fedprune.privacy.shuffling import (
+    central_delta,
+    central_epsilon,
+    local_epsilon_for,
+    threshold_probability,
+)
 from fedprune.privacy.special_cases import duchi, k_ary, make_mechanism, warner
 from fedprune.privacy.threshold_response import ThresholdResponse
 
@@ -60,6 +67,8 @@ __all__ = [
     "AggregateMechanism",
     "BitwiseResponse",
     "Budget",
+    "DiscreteGaussian",
+    "DiscreteLaplace",
     "Entry",
     "Granted",
     "Guarantee",
@@ -110,7 +119,9 @@ __all__ = [
     "phase_plan",
     "predict_recall",
     "public_ranks",
+    "read_roster",
     "recall_interval",
+    "threshold_probability",
     "tolerated_share",
     "units_to_ask",
     "variance_for_recall",

@@ -8,16 +8,31 @@ import numpy as np
 from scipy.stats import binom
 
 
+_REPORTS_A_BLOCK = 4
+
+
 @lru_cache(maxsize=1024)
-def best_block(epsilon: float, num_units: int) -> tuple[int, int]:
-    """Choose (block_units, threshold) with the smallest variance per vote, ceil(d/m) / c^2."""
+def best_block(epsilon: float, num_units: int, num_reports: int | None = None) -> tuple[int, int]:
+    """Choose (block_units, threshold) with the smallest variance per vote, ceil(d/m) / c^2.
+
+    With few reports the variance is not all that counts: under two or three bits a unit, votes
+    take a few values only, most units are tied, and a ranking finds less than its variance
+    promises. Blocks are then made so large that each can expect a few reports.
+
+    Args:
+        epsilon: of one report.
+        num_units: d.
+        num_reports: how many reports are expected; None for as many as one likes.
+    """
     small = range(1, min(num_units, 64) + 1)
     large = {-(-num_units // parts) for parts in range(1, 65)}
-    candidates = sorted({*small, *large})
+    most_blocks = num_units if num_reports is None else max(1, num_reports // _REPORTS_A_BLOCK)
     scored = []
-    for block_units in candidates:
-        threshold, gain = best_threshold(epsilon, block_units)
-        scored.append((-(-num_units // block_units) / gain**2, block_units, threshold))
+    for block_units in sorted({*small, *large}):
+        blocks = -(-num_units // block_units)
+        if blocks <= most_blocks:
+            threshold, gain = best_threshold(epsilon, block_units)
+            scored.append((blocks / gain**2, block_units, threshold))
     _, block_units, threshold = min(scored)
     return block_units, threshold
 

@@ -19,8 +19,8 @@ TRUST: Mapping[str, str] = {
         "reports must be honest for one to hide among them"
     ),
     "aggregate": (
-        "not the server, which sees sums only, but enough of the other clients, who must add their "
-        "share of the noise and keep what they know of others' keys"
+        "the server to follow the protocol, though not with any client's mask, and enough of the "
+        "other clients to add their share of the noise and keep what they know of others' keys"
     ),
     "record": "the client that holds the record, and nobody outside it",
     "none": "the server and everybody who reads its messages",
@@ -86,6 +86,7 @@ HARMLESS = frozenset(
         "counterfactual",
         "secure-sum-keys",
         "secure-sum-shares",
+        "secure-sum-consent",
         "secure-sum-unmask",
     }
 )

@@ -59,8 +59,17 @@ class ThresholdResponse(Mechanism):
         *,
         block_units: int | None = None,
         threshold: int | None = None,
+        num_reports: int | None = None,
     ) -> None:
         """Choose (m, tau) with the smallest variance, or take the ones given.
+
+        Args:
+            epsilon: of one report.
+            num_units: d.
+            block_units: m; None to choose it.
+            threshold: tau; None to choose it.
+            num_reports: how many reports are expected, where that is known and m is chosen: few
+                reports are better spent on large blocks (see `best_block`).
 
         Raises:
             PrivacyError: if a parameter is out of range.
@@ -69,7 +78,7 @@ class ThresholdResponse(Mechanism):
         if block_units is None:
             if threshold is not None:
                 raise PrivacyError("threshold can only be given together with block_units")
-            block_units, threshold = best_block(float(epsilon), int(num_units))
+            block_units, threshold = best_block(float(epsilon), int(num_units), num_reports)
         _check_whole("block_units", block_units, "num_units", num_units)
         if threshold is None:
             threshold = best_threshold(float(epsilon), int(block_units))[0]

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from deployed_run import Deployed, deploy
+from helpers import run_small
+
+from fedprune.errors import FederationError
+from fedprune.federated import client
+from fedprune.federated.answering import Outcome
+from fedprune.federated.messages import Question
+from fedprune.federated.report_answers import answer_report
+from fedprune.federated.station import Station
 
 
 @pytest.fixture(scope="session")
@@ -17,9 +26,21 @@ def deployed(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> De
 
 
 @pytest.fixture(scope="session")
-def thinned(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
-    """Clients 40 and 41 never answered; tests must not change it."""
-    return deploy(finished_run, tmp_path_factory.mktemp("thinned") / "run", absent=2)
+def thinned(tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+    """Clients 40 and 41 never reported; tests must not change it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(client.ANSWERERS, "query.report", _without_40_and_41)
+        out = tmp_path_factory.mktemp("thinned") / "finished"
+        run_small(out, ["data.clients=42", "federation.quorum=0.9"])
+    return deploy(out, out.with_name("run"))
+
+
+def _without_40_and_41(
+    station: Station, question: Question, clients: Sequence[int]
+) -> list[Outcome]:
+    there = [number for number in clients if number < 40]
+    answers = dict(zip(there, answer_report(station, question, there), strict=True))
+    return [answers.get(number, FederationError("it is not there")) for number in clients]
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def drop_a_receipt(run: Deployed) -> str:
     lines = run.lines()
     del lines[place]
     run.write_lines(lines)
-    return "step 1 used 40 reports, receipts show 39"
+    return "round report-1 used 40 reports, receipts show 39"
 
 
 def drop_a_receipt_and_name_its_client_missing(run: Deployed) -> str:
@@ -134,6 +134,7 @@ def drop_a_receipt_and_name_its_client_missing(run: Deployed) -> str:
         if event["phase"] == "vote-1":
             event["missing"] = gone
             event["result"]["reports"] -= 1
+            event["result"]["phases"][0]["reports"] -= 1
 
     run.change_events(change)
     run.change_summary(lambda s: s.update(missing=gone))

@@ -102,7 +102,7 @@ def test_deployed_draws_cannot_be_predicted_from_the_seed(tmp_path: Path) -> Non
     for number in range(6):
         folder = tmp_path / str(number)
         folder.mkdir()
-        reply = Deployed(folder).ask("query.report", report_question())
+        reply = Deployed(folder).ask("query.report", report_question(ranks=""))
         sent.append(reply.content.config_records["answer"]["report"])
         close_stations()
     assert len(set(sent)) > 1

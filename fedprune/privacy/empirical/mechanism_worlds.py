@@ -28,22 +28,25 @@ Answerer: TypeAlias = Callable[
     [Bits, Sequence[Randomness]], tuple[Sequence[Report], Sequence[Report]]
 ]
 
-_PRECISION = 60
+_PRECISION = 120  # the ratio in use is e^epsilon less 2^-128: it must stay below
 
 
 def analytic_epsilon(mechanism: ThresholdResponse) -> float:
     """Largest log-ratio between two masks' probabilities of one report, rounded up.
 
-    It is computed exactly, from the integer weights that the sampler uses.
+    It is computed exactly, from the law of agreements that the sampler draws from: the block is
+    uniform whatever the mask, and given how many bits agree, every choice of them is equally
+    likely.
     """
-    agreements = range(mechanism.block_units + 1)
-    patterns = [mechanism.block_probability(count) for count in agreements]
+    size = mechanism.block_units
+    chances = enumerate(mechanism.agreement_probabilities)
+    patterns = [chance / math.comb(size, agreements) for agreements, chance in chances]
     ratio = max(patterns) / min(patterns)
     context = Context(prec=_PRECISION, rounding=ROUND_CEILING)
     quotient = context.divide(Decimal(ratio.numerator), Decimal(ratio.denominator))
-    exact = context.multiply(context.ln(quotient), 1 + Decimal(10) ** (5 - _PRECISION))
-    nearest = float(exact)
-    return nearest if Decimal(nearest) >= exact else math.nextafter(nearest, math.inf)
+    above = context.next_plus(context.ln(quotient))
+    nearest = float(above)
+    return nearest if Decimal(nearest) >= above else math.nextafter(nearest, math.inf)
 
 
 def log_ratios(
