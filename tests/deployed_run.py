@@ -169,11 +169,6 @@ def _rewrite_events(deployed: Deployed, lines_at: list[int], tables: bool) -> No
         count = lines_at[event.pop("ledger_rows", 0)]
         event.pop("ledger_head", None)
         event |= _head_of(known[:count])
-        if name == "vote-1":
-            gone = len(missing.get("report-1", []))
-            event["result"] |= {"asked": clients, "reports": clients - gone}
-            event["result"]["phases"][0] |= {"asked": clients, "reports": clients - gone}
-            event |= {"missing": dict(missing)} if missing else {}
         events.append(event)
     events[0]["result"]["run"] = deployed.run
     _write_events(deployed.path, events)
