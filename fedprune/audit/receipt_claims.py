@@ -132,7 +132,7 @@ def _odd(receipt: Receipt, evidence: Evidence) -> str | None:
     if not receipt.charged:
         known = receipt.kind in UNCHARGED
         return None if known else f"is for an unprotected {receipt.kind!r}, which is never asked"
-    if not receipt.report:
+    if receipt.kind == KIND_OF_TRUST[evidence.config.privacy.trust] and not receipt.report:
         return "holds no report"
     return charge_flaw(evidence.config, evidence.num_units, receipt.entry)
 

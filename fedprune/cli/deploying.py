@@ -104,6 +104,12 @@ def supernode(
         float | None, typer.Option(help="A record-level budget, as DP-SGD updates need.")
     ] = None,
     record_delta: Annotated[float, typer.Option(help="Of the record-level budget.")] = 1e-5,
+    head_copy: Annotated[
+        Path | None, typer.Option(help="A copy of the ledger's last row, best on another disk.")
+    ] = None,
+    roster: Annotated[
+        Path | None, typer.Option(help="Public keys of the clients to sum masks with (JSON).")
+    ] = None,
     root_certificates: Annotated[
         Path | None, typer.Option(help="The authority that vouches for the SuperLink.")
     ] = None,
@@ -140,6 +146,9 @@ def supernode(
         "tables": "unprotected" if tables else "off",
     }
     settings |= {key: value for key, value in (("dataset", dataset), ("model", model)) if value}
+    for name, path in (("head-copy", head_copy), ("roster", roster)):
+        if path is not None:
+            settings[name] = str(path.absolute())
     if record_epsilon is not None:
         settings["record-epsilon"] = record_epsilon
     NodeSettings.of(settings)  # what is wrong is said before anything starts

@@ -32,12 +32,15 @@ def verify(
     receipts: Annotated[
         Path | None, typer.Option(help="receipts.jsonl of a run: does the ledger confirm them?")
     ] = None,
+    head_copy: Annotated[
+        Path | None, typer.Option(help="The owner's copy of the ledger's last row.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute a ledger's chain and promises; exit 1 if something does not hold."""
     from fedprune.audit import client_ledger
 
-    found = client_ledger.verify(ledger, receipts)
+    found = client_ledger.verify(ledger, receipts, head_copy)
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
     else:

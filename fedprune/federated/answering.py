@@ -18,9 +18,10 @@ from fedprune.errors import FedpruneError, LayoutMismatchError
 from fedprune.federated.content_hash import RECEIPT, content_hash
 from fedprune.federated.messages import Question
 from fedprune.federated.station import Station
-from fedprune.privacy import Entry
+from fedprune.privacy import Entry, Granted, Memoised
 from fedprune.privacy.chain import SENT
 from fedprune.privacy.events import UNPROTECTED
+from fedprune.privacy.ledger import Answer
 
 Outcome: TypeAlias = RecordDict | FedpruneError
 Answerer: TypeAlias = Callable[[Station, Question, Sequence[int]], list[Outcome]]
@@ -56,8 +57,8 @@ def send_unprotected(
 ) -> list[Outcome]:
     """Write down what is about to be sent without a guarantee, and put each client's receipt in.
 
-    A receipt binds everything else in the answer by its hash. An error is on record too, since it
-    is an answer of a kind, but has no receipt.
+    A receipt binds everything else in the answer by its hash; a simulation gives none. An error
+    is on record too, since it is an answer of a kind, but has no receipt.
     """
     if question.counterfactual and station.simulated:  # a baseline: nothing is sent for it
         return list(contents)
@@ -70,21 +71,48 @@ def send_unprotected(
         relation=UNPROTECTED,
         stage=SENT,
     )
-    signs = station.signing_key is not None  # in a simulation nothing is bound to anything
+    if not station.ledger.private:
+        station.ledger.record_unprotected_cohort(template, clients)
+        return list(contents)
     entries = [
         replace(
             template,
             client=str(client),
-            content_hash=content_hash(found) if signs and is_answer(found) else "",
+            content_hash=content_hash(found) if is_answer(found) else "",
         )
         for client, found in zip(clients, contents, strict=True)
     ]
     station.ledger.record_unprotected(entries)
-    if signs:
-        for entry, found in zip(entries, contents, strict=True):
-            if is_answer(found):
-                found.config_records["answer"][RECEIPT] = receipt_line(station, entry)
+    for entry, found in zip(entries, contents, strict=True):
+        if is_answer(found):
+            found.config_records["answer"][RECEIPT] = receipt_line(station, entry)
     return list(contents)
+
+
+def reserve(station: Station, template: Entry, clients: Sequence[int]) -> list[Answer]:
+    """Reserve one event for every client, a simulation's cohort in one row of its ledger."""
+    if station.ledger.private:
+        return station.ledger.reserve_many([replace(template, client=str(c)) for c in clients])
+    found = station.ledger.reserve_cohort(template, clients)
+    answers: dict[int, Answer] = dict(found.refused)
+    resumed = zip(found.granted.tolist(), found.resumed.tolist(), strict=True)
+    answers |= {place: Granted(again) for place, again in resumed}
+    stored = zip(found.memoised.tolist(), found.reports, strict=True)
+    answers |= {place: Memoised(report) for place, report in stored}
+    return [answers[place] for place in range(len(clients))]
+
+
+def store(
+    station: Station, template: Entry, clients: Sequence[int], reports: Sequence[bytes]
+) -> None:
+    """Store the clients' answers; on return they are on disk and may be sent."""
+    if not clients:
+        return
+    if station.ledger.private:
+        entries = [replace(template, client=str(client)) for client in clients]
+        station.ledger.store_many(list(zip(entries, reports, strict=True)))
+    else:
+        station.ledger.store_cohort(template, clients, reports)
 
 
 def is_answer(outcome: Outcome) -> TypeGuard[RecordDict]:

@@ -18,7 +18,8 @@ from fedprune.federated.client import answer_cohort
 from fedprune.federated.flower_internals import empty_run, identify_server_task, name_message
 from fedprune.federated.process import inside_simulation
 
-COHORT = 500
+COHORT = 4096  # messages answered at once; of answers that carry a model, MODELS
+MODELS = 64
 _FIRST_NODE = 2
 
 
@@ -102,7 +103,8 @@ def _cohorts(messages: Iterable[Message]) -> Iterator[list[Message]]:
     stream = iter(messages)
     held = list(islice(stream, COHORT))
     while held:
-        alike = [message for message in held if _ask_the_same(held[0], message)]
+        most = MODELS if held[0].metadata.message_type.startswith("train") else COHORT
+        alike = [message for message in held[:most] if _ask_the_same(held[0], message)]
         if held[: len(alike)] != alike:  # keep the order where kinds are mixed
             alike = held[:1]
         yield alike

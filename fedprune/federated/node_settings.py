@@ -34,6 +34,8 @@ class NodeSettings:
         record_epsilon, record_delta: a record-level budget beside it; None allows no message that
             is protected at record level only, such as DP-SGD updates.
         least_noise_multiplier: of DP-SGD; a server that asks for less noise gets this much.
+        head_copy: file, best on another disk, that remembers the ledger's last row: a ledger that
+            was put back to an earlier state is then refused.
         roster: file with the public keys of the clients that it takes part in secure sums with.
         signing_key: file of the key that signs its receipts; beside the ledger by default.
         dataset: name of its data set; "" takes the run's, unless that names code to import.
@@ -61,6 +63,7 @@ class NodeSettings:
     record_delta: float = 1e-5
     least_noise_multiplier: float = 0.0
     roster: Path | None = None
+    head_copy: Path | None = None
 
     @property
     def budgets(self) -> tuple[Budget, ...]:
@@ -104,9 +107,8 @@ class NodeSettings:
             ),
             record_delta=_delta(node_config, "record-delta", 1e-5),
             least_noise_multiplier=_noise(node_config),
-            roster=(
-                Path(str(node_config["roster"])).expanduser() if "roster" in node_config else None
-            ),
+            roster=_path(node_config, "roster"),
+            head_copy=_path(node_config, "head-copy"),
             signing_key=Path(str(node_config.get("signing-key", own_key))).expanduser(),
             dataset=str(node_config.get("dataset", "")),
             model=str(node_config.get("model", "")),
@@ -179,3 +181,7 @@ def _noise(node_config: Mapping[str, Scalar]) -> float:
             f"node config's least-noise-multiplier must be a number of at least 0, got {value!r}"
         )
     return float(value)
+
+
+def _path(node_config: Mapping[str, Scalar], name: str) -> Path | None:
+    return Path(str(node_config[name])).expanduser() if name in node_config else None

@@ -82,6 +82,7 @@ def _deployed(config: Config, node_config: Mapping[str, Scalar]) -> Station:
     ledger = Ledger.open(
         node.ledger,
         budget=node.budgets,
+        head_copy=node.head_copy,
         owner=f"client {node.client}",
         private=True,
         signing_key=key.public,

@@ -19,7 +19,9 @@ from fedprune.federated.answering import (
     check_layout,
     receipt_line,
     refusal,
+    reserve,
     send_unprotected,
+    store,
 )
 from fedprune.federated.messages import Question, answer_content
 from fedprune.federated.station import Station
@@ -49,20 +51,19 @@ def answer_report(station: Station, question: Question, clients: Sequence[int]) 
     asked_for = _asked_for(question)
     select = selector(question)
     template = report_entry(question)
-    entries = [replace(template, client=str(client)) for client in clients]
-    answers = station.ledger.reserve_many(entries)
+    answers = reserve(station, template, clients)
     todo = [i for i, answer in enumerate(answers) if isinstance(answer, Granted)]
     if todo:
         asked = [clients[i] for i in todo]
         drawn = _draw(station, question, asked, asked_for, select)
-        station.ledger.store_many([(entries[i], drawn[k]) for k, i in enumerate(todo)])
+        store(station, template, asked, drawn)
         for k, i in enumerate(todo):
             answers[i] = Memoised(drawn[k])
     return [
-        _report_answer(station, question, entry, answer.report)
+        _report_answer(station, question, replace(template, client=str(client)), answer.report)
         if isinstance(answer, Memoised)
         else refusal(answer)
-        for entry, answer in zip(entries, answers, strict=True)
+        for client, answer in zip(clients, answers, strict=True)
     ]
 
 

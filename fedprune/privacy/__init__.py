@@ -6,6 +6,7 @@ from fedprune.privacy.aggregate import AggregateMechanism
 from fedprune.privacy.assignment import assigned_blocks, public_ranks
 from fedprune.privacy.bitwise_response import BitwiseResponse
 from fedprune.privacy.chain import Entry
+from fedprune.privacy.cohorts import CohortAnswer
 from fedprune.privacy.composition import delta_of, epsilon_of, noise_multiplier_for
 from fedprune.privacy.discrete_gaussian import DiscreteGaussian, DiscreteLaplace
 from fedprune.privacy.estimation import VoteEstimate, VoteSums
@@ -67,6 +68,7 @@ __all__ = [
     "AggregateMechanism",
     "BitwiseResponse",
     "Budget",
+    "CohortAnswer",
     "DiscreteGaussian",
     "DiscreteLaplace",
     "Entry",

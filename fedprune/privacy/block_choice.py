@@ -7,7 +7,6 @@ from functools import lru_cache
 import numpy as np
 from scipy.stats import binom
 
-
 _REPORTS_A_BLOCK = 4
 
 
