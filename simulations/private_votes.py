@@ -59,7 +59,7 @@ CHUNK = 2500
 EPSILONS = (1.0, 4.0, 8.0)
 REPEATS = {100: 60, 1000: 40, 10_000: 16, 100_000: 5}
 PHASES = (1, 2, 3, 4, 8)
-PHASE_SETTINGS = ((1000, 4.0, 60), (10_000, 4.0, 40), (1000, 8.0, 40))
+PHASE_SETTINGS = ((100, 4.0, 60), (1000, 4.0, 60), (10_000, 4.0, 40), (1000, 8.0, 40))
 KAPPA_EPSILONS = (1.0, 2.0, 4.0, 8.0, 16.0)
 PUBLISHED_KAPPA = {
     "every bit at eps/d": (3140, 784, 196, 49, 12.3),
@@ -215,7 +215,7 @@ def in_phases(world: World, clients: int, epsilon: float, phases: int, prior: bo
         units = np.arange(UNITS)
         if asked:
             units = choose_undecided(mean, variance, KEPT, units_to_ask(share, UNITS))
-        mechanism = ThresholdResponse(epsilon, len(units))
+        mechanism = ThresholdResponse(epsilon, len(units), num_reports=len(cohort))
         sums, first = mechanism.new_sums(), 0
         for masks in world.clients(len(cohort)):  # clients are alike: their order is their rank
             blocks = assigned_blocks(first + np.arange(len(masks)), mechanism.num_blocks)
@@ -301,14 +301,14 @@ def draw(result: dict[str, Any], path: Path) -> None:
     left.set(
         xscale="log", xlabel="clients", ylabel="recall of the true top half", ylim=(0.48, 1.01)
     )
-    colours = ("#0072b2", "#d55e00", "#009e73")
+    colours = ("#cc79a7", "#0072b2", "#d55e00", "#009e73")
     for (clients, epsilon, _), colour in zip(PHASE_SETTINGS, colours, strict=True):
         for prior, line in ((False, "--o"), (True, "-s")):
             rows = [r for r in result["phases"] if (r["clients"], r["epsilon"], r["prior"])
                     == (clients, epsilon, prior)]  # fmt: skip
             label = f"n = {clients:,}, eps = {epsilon:g}" + (", prior" if prior else "")
             plot(right, [r["phases"] for r in rows], rows, label, colour, line)
-    right.set(xlabel="phases", xticks=PHASES, ylim=(0.68, 0.98))
+    right.set(xlabel="phases", xticks=PHASES, ylim=(0.42, 0.98))
     for panel, title in ((left, "epsilon = 4, one report a client"), (right, "asking in phases")):
         panel.set_title(title, size=10)
         panel.grid(alpha=0.3)

@@ -132,6 +132,8 @@ def headlines(summary: Mapping[str, Any]) -> Iterator[str]:
         f"{pruned['macs']:,} MACs, {dense['latency_ms']:.2f} -> {pruned['latency_ms']:.2f} ms"
     )
     yield f"privacy: {spent['statement']}"
+    for total in spent["totals"]:
+        yield f"  in all, {total['sentence']}"
     for sentence in spent["not_covered"]:
         yield f"  not covered: {sentence}"
     if "basis" in spent:

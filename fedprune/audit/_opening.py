@@ -119,5 +119,5 @@ def _privacy(summary: Json) -> Tile:
     if epsilon is None:
         return Tile("Privacy of the votes", say.UNKNOWN, "no ε was recorded")
     unit = privacy.get("unit")
-    per = f"per {unit}, mask reports only" if unit else "mask reports only"
+    per = f"per {unit}, for the mask's sake only" if unit else "for the mask's sake only"
     return Tile("Privacy of the votes", f"ε = {epsilon:g}", per)

@@ -6,7 +6,8 @@ from fedprune.audit import _wording as say
 from fedprune.audit._deployed import Deployment, deployment_notes
 from fedprune.audit._page import Note, Section, Table
 from fedprune.audit._wording import Json
-from fedprune.privacy.accounting import RELATIONS, TRUST
+from fedprune.privacy.events import RELATIONS
+from fedprune.privacy.guarantees import COVERS, TRUST
 
 
 def guarantee(privacy: Json) -> str:
@@ -25,9 +26,10 @@ def guarantee(privacy: Json) -> str:
     per = f"per {unit}" if unit else "per unit of protection that is not known"
     relation = _relation(privacy)
     under = "a relation that is not known" if relation == say.UNKNOWN else relation
+    covered = COVERS.get(str(privacy.get("trust")), "the mask reports alone")
     return (
-        f"The mask reports are differentially private with ε = {epsilon:g} and {delta_words} "
-        f"{per}, under {under}. Who has to be trusted: {_trust(privacy)}."
+        f"The run is differentially private with ε = {epsilon:g} and {delta_words} {per}, under "
+        f"{under}. That holds for {covered}. Who has to be trusted: {_trust(privacy)}."
     )
 
 
@@ -39,9 +41,38 @@ def privacy_section(summary: Json, deployment: Deployment | None = None) -> Sect
         lead=(guarantee(privacy),),
         notes=(*_notes(privacy), *deployment_notes(summary, deployment)),
         facts=() if privacy.get("trust") == "none" else tuple(_facts(privacy)),
+        tables=_totals(privacy),
         bullets_title="What this ε does not cover",
         bullets=_not_covered(privacy),
         folded=_keys(deployment),
+    )
+
+
+def _totals(privacy: Json) -> tuple[Table, ...]:
+    """What the worst client spent in all, a row for each neighbouring relation."""
+    rows = [total for total in say.list_of(privacy, "totals") if isinstance(total, dict)]
+    if not rows:
+        return ()
+    return (
+        Table(
+            ("One", "Relation", "ε", "δ", "ε of a fixed schedule", "Covers"),
+            tuple(
+                (
+                    say.text(total.get("unit")),
+                    _relation(total),
+                    say.plain(total.get("epsilon"), 6),
+                    say.plain(total.get("delta")),
+                    say.plain(total.get("epsilon_of_schedule"), 6),
+                    ", ".join(map(str, say.list_of(total, "covers"))) or "nothing",
+                )
+                for total in rows
+            ),
+            caption="What the client that spent most has spent in all, by its ledger's own count, "
+            "which holds however the rounds were chosen; and the same events composed as a "
+            "schedule that was fixed beforehand. A client-level report counts for records too; "
+            "the rows are never added up.",
+            words=frozenset({1, 5}),
+        ),
     )
 
 
@@ -54,7 +85,7 @@ def _keys(deployment: Deployment | None) -> tuple[tuple[str, Table], ...]:
 def _facts(privacy: Json) -> list[tuple[str, str]]:
     epsilon, delta = say.plain(privacy.get("epsilon"), 6), say.plain(privacy.get("delta"))
     return [
-        ("ε and δ of a mask report", f"ε = {epsilon}, δ = {delta}"),
+        ("ε and δ of the guarantee", f"ε = {epsilon}, δ = {delta}"),
         ("Largest ε that a client spent", say.plain(privacy.get("max_epsilon_spent"), 6)),
         ("Unit of protection", say.text(privacy.get("unit"))),
         ("Neighbouring relation", _relation(privacy)),
@@ -75,8 +106,8 @@ def _notes(privacy: Json) -> list[Note]:
         )
         return [Note("good", words)]
     words = (
-        "The ε above is that of the mask reports alone. Clients also sent messages without "
-        "protection, so no ε holds for all that a client sent in this run."
+        "The ε above is that of the answers about masks alone. Clients also sent messages that it "
+        "does not cover, so no client-level ε holds for all that a client sent in this run."
     )
     return [Note("mind", words)]
 

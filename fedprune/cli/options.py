@@ -49,14 +49,15 @@ def show(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
         print(line)
 
 
-def plan_of(settings: Config, reporter: Reporter) -> dict[str, Any]:
+def plan_of(settings: Config, reporter: Reporter, wanted: float | None = None) -> dict[str, Any]:
     """Predict what a simulation of this configuration would cost and find."""
     from fedprune import study
 
     if settings.data.clients > 1 and settings.evaluate.tables == "off":
         reporter.say("evaluate.tables = 'off': accuracy and fairness will not be known")
     dataset = study.load_dataset(settings)
-    return study.plan(settings, dataset.schema, dataset).to_json()
+    recall = study.WANTED_RECALL if wanted is None else wanted
+    return study.plan(settings, dataset.schema, dataset, recall).to_json()
 
 
 def finish(folder: Path, summary: dict[str, Any], as_json: bool) -> None:

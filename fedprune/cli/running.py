@@ -40,12 +40,16 @@ EngineOption = Annotated[
 def plan(
     config: ConfigFile = None,
     set_: Sets = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(help="The recall to recommend a setting for.", min=0.0, max=1.0),
+    ] = None,
     as_json: AsJson = False,
     strict: Strict = False,
 ) -> None:
     """Predict recall, bytes and time before any client spends anything."""
     settings = configuration.load(config, set_ or ())
-    found = plan_of(settings, reporter_for(as_json))
+    found = plan_of(settings, reporter_for(as_json), recall)
     print(json.dumps(found, indent=1)) if as_json else _show_plan(found)
     _stop_if_useless(found, strict)
 
@@ -105,9 +109,8 @@ def _show_plan(found: dict[str, Any]) -> None:
         "reports": f"{found['reports_per_step']:,} in each of {found['steps']} step(s)",
         "mechanism": found["mechanism"] or "none",
         "guarantee": found["guarantee"],
-        "variance per vote": f"{found['variance_per_vote']:.4g}",
-        "predicted recall": f"{found['predicted_recall']:.3f} without the prior's help, "
-        f"if {found['client_model']}",
+        "variance per vote": _figure(found["variance_per_vote"], ".4g"),
+        "predicted recall": _recall(found),
         "bytes per client": f"{found['up_bytes_per_client']:,} up, "
         f"{found['down_bytes_per_client']:,} down; dense weights "
         f"{found['dense_upload_bytes']:,}",
@@ -118,5 +121,39 @@ def _show_plan(found: dict[str, Any]) -> None:
         table.add_row(name, value)
     console = Console()
     console.print(table)
+    for sentence in found["totals"]:
+        console.print(f"a client that is in every round spends {sentence}", markup=False)
+    if found["options"]:
+        console.print(_options(found["options"]))
+    console.print(found["recommendation"], markup=False)
     for sentence in found["advice"]:
         console.print(f"warning: {sentence}", markup=False)
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "depends on the data" if value is None else format(value, form)
+
+
+def _recall(found: dict[str, Any]) -> str:
+    if found["predicted_recall"] is None:
+        return "depends on the data"
+    low, high = found["recall_interval"]
+    least, most = found["recall_if_model_is_off"]
+    return (
+        f"{found['predicted_recall']:.3f} (95 % of votes: {low:.3f} to {high:.3f}) without the "
+        f"prior's help, if {found['client_model']}; {least:.3f} to {most:.3f} if clients differ "
+        "half as much or twice as much"
+    )
+
+
+def _options(rows: list[dict[str, Any]]) -> Any:
+    """What every trust setting would give, as a table."""
+    from rich.table import Table
+
+    table = Table("trust", "ε", "δ", "recall", "95 %", "must be trusted", box=None)
+    for row in rows:
+        interval = row["remark"] if row["low"] is None else f"{row['low']:.2f} to {row['high']:.2f}"
+        recall = "" if row["recall"] is None else f"{row['recall']:.2f}"
+        epsilon, delta = f"{row['epsilon']:g}", f"{row['delta']:g}"
+        table.add_row(row["trust"], epsilon, delta, recall, interval, row["trusted"])
+    return table

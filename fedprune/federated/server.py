@@ -10,9 +10,9 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fedprune import config as configuration
-from fedprune import progress, study
+from fedprune import progress, runs, study
 from fedprune.config import Config
-from fedprune.errors import FedpruneError, LedgerError, RunError
+from fedprune.errors import FederationError, FedpruneError, LedgerError, RunError
 from fedprune.federated.averaging import train_rounds
 from fedprune.federated.conversation import Conversation
 from fedprune.federated.evaluation import accuracy_of, cost_phase, fairness_phase, robustness_phase
@@ -84,6 +84,7 @@ def run(grid: Grid, folder: RunFolder, reporter: Reporter) -> JsonDict:
     config = folder.config.model_copy(update={"out": str(folder.path)})
     conversation = Conversation(grid, config.data.clients, config.federation, reporter)
     experiment = Experiment(config, folder, conversation, reporter)
+    _check_trust(experiment)
     experiment.phase("plan", lambda: _plan(experiment))
     dense = dense_model(experiment)
     private = follow(experiment, dense, "private", private_votes)
@@ -95,6 +96,27 @@ def run(grid: Grid, folder: RunFolder, reporter: Reporter) -> JsonDict:
     robustness_phase(experiment, private.held, dense)
     experiment.phase("seal", lambda: dict(seal(folder)))
     return summarize(experiment, dense, private, baselines)
+
+
+def _check_trust(experiment: Experiment) -> None:
+    """Refuse trust settings that have no meaning among deployed clients.
+
+    Raises:
+        FederationError: naming the setting and why.
+    """
+    if experiment.simulated:
+        return
+    trust = experiment.config.privacy.trust
+    if trust == "shuffle":
+        raise FederationError(
+            "privacy.trust = 'shuffle' needs a shuffler between clients and server; Flower's "
+            "messages name their sender, so deployed clients would get no central guarantee"
+        )
+    if trust == "none":
+        raise FederationError(
+            "privacy.trust = 'none' exists in simulation only: a deployed client never sends its "
+            "mask without noise"
+        )
 
 
 def check_continuable(folder: RunFolder) -> None:
@@ -128,12 +150,21 @@ def _plan(experiment: Experiment) -> JsonDict:
 
 def _check_budgets(experiment: Experiment) -> None:
     """Say before anything is spent which clients' own budgets do not suffice."""
-    wanted = experiment.config.privacy.epsilon
+    privacy = experiment.config.privacy
+    record_level = privacy.trust == "record"
     for client, said in sorted(experiment.conversation.introductions.items()):
-        if said.epsilon_left is not None and said.epsilon_left < wanted:
+        left = said.record_epsilon_left if record_level else said.epsilon_left
+        unit = "record-level" if record_level else "client-level"
+        if not experiment.simulated and (left is None or left < privacy.epsilon):
+            has = "no" if left is None else f"epsilon = {left:g} left of its own"
             experiment.reporter.say(
-                f"client {client} has epsilon = {said.epsilon_left:g} left of its own budget and "
-                f"will refuse the {wanted:g} that this run asks for"
+                f"client {client} has {has} {unit} budget and will refuse the epsilon = "
+                f"{privacy.epsilon:g} that this run asks for"
+            )
+        trains = runs.private_rounds(experiment.config) > 0
+        if not experiment.simulated and trains and said.record_epsilon_left is None:
+            experiment.reporter.say(
+                f"client {client} has no record-level budget and will refuse DP-SGD rounds"
             )
 
 

@@ -7,16 +7,14 @@ from functools import lru_cache
 import numpy as np
 from scipy.stats import binom
 
-_REPORTS_A_BLOCK = 4
-
 
 @lru_cache(maxsize=1024)
 def best_block(epsilon: float, num_units: int, num_reports: int | None = None) -> tuple[int, int]:
     """Choose (block_units, threshold) with the smallest variance per vote, ceil(d/m) / c^2.
 
-    With few reports the variance is not all that counts: under two or three bits a unit, votes
-    take a few values only, most units are tied, and a ranking finds less than its variance
-    promises. Blocks are then made so large that each can expect a few reports.
+    With few reports the variance is not all that counts: of units that nobody speaks about nothing
+    is known, and a ranking finds less than its variance promises. There are then no more blocks
+    than reports (100 reports about 784 units at epsilon = 4: a recall of 0.61 instead of 0.57).
 
     Args:
         epsilon: of one report.
@@ -25,7 +23,7 @@ def best_block(epsilon: float, num_units: int, num_reports: int | None = None) -
     """
     small = range(1, min(num_units, 64) + 1)
     large = {-(-num_units // parts) for parts in range(1, 65)}
-    most_blocks = num_units if num_reports is None else max(1, num_reports // _REPORTS_A_BLOCK)
+    most_blocks = num_units if num_reports is None else max(1, num_reports)
     scored = []
     for block_units in sorted({*small, *large}):
         blocks = -(-num_units // block_units)

@@ -67,7 +67,14 @@ PURE_MECHANISMS: Mapping[str, Callable[[float, int], Mechanism]] = {
 MECHANISMS = (*PURE_MECHANISMS, BitwiseResponse.name)
 
 
-def make_mechanism(name: str, epsilon: float, num_units: int, delta: float = 0.0) -> Mechanism:
+def make_mechanism(
+    name: str,
+    epsilon: float,
+    num_units: int,
+    delta: float = 0.0,
+    *,
+    num_reports: int | None = None,
+) -> Mechanism:
     """Make a mechanism by its configured name.
 
     Args:
@@ -76,6 +83,7 @@ def make_mechanism(name: str, epsilon: float, num_units: int, delta: float = 0.0
         epsilon: of one report, for the client, under replacement.
         num_units: d.
         delta: only "bitwise" has a use for it; all others guarantee epsilon with delta = 0.
+        num_reports: how many reports are expected, if known; "threshold" suits its blocks to it.
 
     Raises:
         PrivacyError: for an unknown name or a parameter out of range.
@@ -85,4 +93,6 @@ def make_mechanism(name: str, epsilon: float, num_units: int, delta: float = 0.0
     if name not in PURE_MECHANISMS:
         raise PrivacyError(f"mechanism must be one of {', '.join(MECHANISMS)}, got {name!r}")
     check_parameters(epsilon, num_units, delta)
+    if name == ThresholdResponse.name:
+        return ThresholdResponse(epsilon, num_units, num_reports=num_reports)
     return PURE_MECHANISMS[name](epsilon, num_units)

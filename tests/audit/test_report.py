@@ -295,7 +295,7 @@ def test_a_run_without_protection_says_so_first(summary) -> None:
 
 
 def test_unprotected_messages_leave_no_epsilon_for_the_whole_run(summary) -> None:
-    words = "no ε holds for all that a client sent"
+    words = "no client-level ε holds for all that a client sent"
     assert words in text_of(summary)
     summary["privacy"]["overall_client_epsilon"] = 4.0
     assert words not in text_of(summary)

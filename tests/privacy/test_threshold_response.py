@@ -129,6 +129,14 @@ def test_kappa_reproduces_the_published_table() -> None:
     assert best_block(1.0, 784) == (1, 1)
 
 
+def test_there_are_no_more_blocks_than_reports_where_those_are_few() -> None:
+    assert best_block(4.0, 784) == best_block(4.0, 784, 10**6) == best_block(4.0, 784, 196)
+    for reports in (1, 2, 10, 100, 195):
+        few = ThresholdResponse(4.0, 784, num_reports=reports)
+        assert few.num_blocks <= reports
+        assert few.kappa <= 1.1 * ThresholdResponse(4.0, 784).kappa
+
+
 def test_special_cases_have_their_known_gains() -> None:
     e = math.exp(1.0)
     warner = ThresholdResponse(1.0, 8, block_units=1, threshold=1)
