@@ -30,6 +30,7 @@ from fedprune import config as configuration
 from fedprune.audit import client_ledger
 from fedprune.config import Config, Scalar
 from fedprune.federated.loopback import Loopback, loopback, run_deployed
+from fedprune.federated.node_settings import budget_settings
 from fedprune.progress import Terminal
 from fedprune.runs import RunFolder
 
@@ -106,8 +107,8 @@ def node_configs(config: Config, root: Path, place: Path) -> dict[str, dict[str,
             "partition-id": number,
             "data-root": str(own),
             "dataset": "heart",
-            "epsilon": config.privacy.epsilon,
             "tables": "unprotected",
+            **budget_settings(config),
         }
     return found
 

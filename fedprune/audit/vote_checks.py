@@ -58,9 +58,9 @@ def _local(
     ranks = privacy.public_ranks(config.data.clients, runs.ranks_label(config))
     found = []
     phases = runs.step_phases(config, num_units, ranked)
-    for number in range(1, len(phases) + 1):
+    for number, (cohort, _) in enumerate(phases, start=1):
         units = np.asarray(arrays[f"phase{number}.units"], dtype=np.int64)
-        mechanism = runs.report_mechanism(config, len(units))
+        mechanism = runs.report_mechanism(config, len(units), len(cohort))
         heard = sorted(answers.get(runs.phase_round(step, number), ()))
         blocks = privacy.assigned_blocks(
             ranks[[client for client, _ in heard]], mechanism.num_blocks
@@ -73,8 +73,7 @@ def _local(
 def _shuffled(
     evidence: Evidence, step: int, ranked: Sequence[int], arrays: Arrays, answers: Answers
 ) -> VoteEstimate:
-    del ranked
-    mechanism = runs.report_mechanism(evidence.config, len(arrays["mean"]))
+    mechanism = runs.report_mechanism(evidence.config, len(arrays["mean"]), len(ranked))
     reports = [report for _, report in answers.get(runs.phase_round(step, 1), ())]
     counts = privacy.counts_for(mechanism, len(reports))
     return mechanism.estimate(reports, counts=counts)

@@ -111,7 +111,7 @@ def _phase(
     cohort: tuple[int, ...],
     units: Index,
 ) -> _Phase:
-    mechanism = report_mechanism(experiment.config, len(units))
+    mechanism = report_mechanism(experiment.config, len(units), len(cohort))
     settings = {
         **task(experiment, layout.fingerprint, step),
         "mechanism": mechanism.name,
@@ -164,11 +164,14 @@ def _reader(
                 f"server asked about {layout.fingerprint[:12]}"
             )
         report = Report(answer_bytes(answer, "report", "report"))
-        asked = None if blocks is None else blocks[[client]]
         try:
-            phase.mechanism.add(phase.mechanism.new_sums(), [report], blocks=asked)
+            (about,), _ = phase.mechanism.format.decode([report])
         except ReportError as error:
             raise ReportError(f"client {client}: {error}") from None
+        if blocks is not None and about != blocks[client]:
+            raise ReportError(
+                f"client {client} reports about block {about}, its assigned one is {blocks[client]}"
+            )
         return report
 
     return read

@@ -15,6 +15,7 @@ from fedprune.config import Config, Scalar
 from fedprune.errors import FederationError
 from fedprune.federated.credentials import make_certificates, make_node_keys
 from fedprune.federated.flower_engine import importable, write_app
+from fedprune.federated.node_settings import budget_settings
 from fedprune.federated.superlink import SuperLink, superlink
 from fedprune.federated.supernode import SuperNode, supernode
 from fedprune.progress import PROGRESS_VARIABLE, Follower, Reporter
@@ -60,8 +61,8 @@ def own_settings(config: Config, clients: int) -> dict[str, dict[str, Scalar]]:
             "data-root": str(Path(config.data.root).absolute()) if config.data.root else "",
             "dataset": config.data.dataset,
             "model": config.model.name if ":" in config.model.name else "",
-            "epsilon": config.privacy.epsilon,
             "tables": tables,
+            **budget_settings(config),
         }
         for client in range(clients)
     }

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedprune.config import Scalar
+from fedprune import runs
+from fedprune.config import Config, Scalar
 from fedprune.data import PARTITIONS
 from fedprune.errors import PrivacyError, RefusedInDeploymentError
 from fedprune.privacy import Budget
+from fedprune.privacy.accounting import RENYI
 from fedprune.privacy.events import ADD_REMOVE_RECORD
 
 CLIENT_KEY = "partition-id"
@@ -33,6 +35,8 @@ class NodeSettings:
         epsilon, delta: the client-level budget that it enforces; delta = 0 counts pure epsilon.
         record_epsilon, record_delta: a record-level budget beside it; None allows no message that
             is protected at record level only, such as DP-SGD updates.
+        record_order: the Renyi order that it is counted at, which leaves most room for a certain
+            schedule; 0 takes the one that suits Gaussian noise without sampling.
         least_noise_multiplier: of DP-SGD; a server that asks for less noise gets this much.
         head_copy: file, best on another disk, that remembers the ledger's last row: a ledger that
             was put back to an earlier state is then refused.
@@ -61,6 +65,7 @@ class NodeSettings:
     delta: float = 0.0
     record_epsilon: float | None = None
     record_delta: float = 1e-5
+    record_order: float = 0.0
     least_noise_multiplier: float = 0.0
     roster: Path | None = None
     head_copy: Path | None = None
@@ -76,10 +81,20 @@ class NodeSettings:
             own = Budget(self.epsilon) if self.delta == 0 else Budget.zcdp(self.epsilon, self.delta)
             if self.record_epsilon is None:
                 return (own,)
-            record = Budget.renyi(self.record_epsilon, self.record_delta, ADD_REMOVE_RECORD)
+            return own, self._record_budget(self.record_epsilon)
         except PrivacyError as error:
             raise RefusedInDeploymentError(f"node config: {error}") from None
-        return own, record
+
+    def _record_budget(self, epsilon: float) -> Budget:
+        if not self.record_order:
+            return Budget.renyi(epsilon, self.record_delta, ADD_REMOVE_RECORD)
+        return Budget(
+            epsilon,
+            self.record_delta,
+            relation=ADD_REMOVE_RECORD,
+            composition=RENYI,
+            order=self.record_order,
+        )
 
     @staticmethod
     def of(node_config: Mapping[str, Scalar]) -> NodeSettings:
@@ -106,7 +121,8 @@ class NodeSettings:
                 _budget(node_config, "record-epsilon") if "record-epsilon" in node_config else None
             ),
             record_delta=_delta(node_config, "record-delta", 1e-5),
-            least_noise_multiplier=_noise(node_config),
+            record_order=_at_least_0(node_config, "record-order"),
+            least_noise_multiplier=_at_least_0(node_config, "least-noise-multiplier"),
             roster=_path(node_config, "roster"),
             head_copy=_path(node_config, "head-copy"),
             signing_key=Path(str(node_config.get("signing-key", own_key))).expanduser(),
@@ -173,15 +189,27 @@ def _delta(node_config: Mapping[str, Scalar], name: str, default: float) -> floa
     return float(value)
 
 
-def _noise(node_config: Mapping[str, Scalar]) -> float:
-    value = node_config.get("least-noise-multiplier", 0.0)
+def _at_least_0(node_config: Mapping[str, Scalar], name: str) -> float:
+    value = node_config.get(name, 0.0)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 <= float(value) < math.inf:
         raise RefusedInDeploymentError(
-            f"node config's least-noise-multiplier must be a number of at least 0, got {value!r}"
+            f"node config's {name} must be a number of at least 0, got {value!r}"
         )
     return float(value)
 
 
 def _path(node_config: Mapping[str, Scalar], name: str) -> Path | None:
     return Path(str(node_config[name])).expanduser() if name in node_config else None
+
+
+def budget_settings(config: Config) -> dict[str, Scalar]:
+    """Write budgets that are just what a run asks for, as node config."""
+    found: dict[str, Scalar] = {"epsilon": config.privacy.epsilon}
+    for budget in runs.budgets(config, num_units=1):  # which only shuffling depends on
+        if budget.relation == ADD_REMOVE_RECORD:
+            found["record-epsilon"], found["record-delta"] = budget.epsilon, budget.delta
+            found["record-order"] = budget.order
+        else:
+            found["epsilon"], found["delta"] = budget.epsilon, budget.delta
+    return found

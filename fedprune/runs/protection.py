@@ -101,9 +101,15 @@ def guarantee(config: Config) -> Guarantee:
     return Guarantee(privacy.epsilon, privacy.delta, UNIT_OF[relation], relation, privacy.trust)
 
 
-def report_mechanism(config: Config, num_units: int) -> Mechanism:
-    """The mechanism of a mask report about `num_units` units, under local and shuffle."""
-    return make_mechanism(config.privacy.mechanism, report_epsilon(config, num_units), num_units)
+def report_mechanism(config: Config, num_units: int, num_reports: int) -> Mechanism:
+    """The mechanism of mask reports about `num_units` units, under local and shuffle.
+
+    Where clients are told their block, there are no more blocks than the `num_reports` that are
+    asked for, so that every unit is spoken about.
+    """
+    epsilon, name = report_epsilon(config, num_units), config.privacy.mechanism
+    limit = num_reports if assigns_blocks(config) else None
+    return make_mechanism(name, epsilon, num_units, num_reports=limit)
 
 
 def assigns_blocks(config: Config) -> bool:
@@ -140,7 +146,7 @@ def step_phases(
     Returns:
         (clients, how many units they are asked about), a phase a row.
     """
-    whole = report_mechanism(config, num_units)
+    whole = report_mechanism(config, num_units, len(ranked))
     variance = whole.variance_per_vote(len(ranked), assigned=True)
     planned = phase_plan(config.privacy.phases, num_units, variance=variance)
     return [

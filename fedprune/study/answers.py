@@ -50,8 +50,8 @@ def answer_of(config: Config, num_units: int, keep: float) -> Answer:
 
 def _reported(config: Config, num_units: int, keep: float) -> Answer:
     del keep  # reports are about bits, however many are ones
-    mechanism = runs.report_mechanism(config, num_units)
     reports = config.data.clients // config.prune.steps
+    mechanism = runs.report_mechanism(config, num_units, reports)
     variance = mechanism.variance_per_vote(reports, assigned=runs.assigns_blocks(config))
     event = PureEvent(mechanism.epsilon)
     return Answer(

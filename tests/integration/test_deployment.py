@@ -19,7 +19,10 @@ SETTINGS = (
     "train.rounds=2",
     "train.clients_per_round=3",
     "train.local_epochs=1",
-    "train.fine_tune_rounds=0",
+    "train.fine_tune_rounds=1",
+    "train.private=fine-tune",
+    "train.dp_epsilon=12",
+    "train.sample_rate=0.25",
     "evaluate.tables=unprotected",
     "federation.quorum=0.6",
     "federation.deadline_seconds=60.0",
@@ -57,4 +60,11 @@ def test_a_deployment_survives_a_killed_client_and_every_ledger_confirms_its_rec
             assert float(opened.spent(str(client))) == (0.0 if client == 1 else 4.0)
     lines = (out / "receipts.jsonl").read_text().splitlines()
     kinds = {json.loads(line)["kind"] for line in lines}
-    assert kinds == {"mask-report", "model-update", "count-table"}
+    assert kinds == {"mask-report", "model-update", "count-table", "dp-update"}
+    client, record = summary["privacy"]["totals"]
+    assert (client["unit"], client["epsilon"], client["delta"]) == ("client", 4.0, 0.0)
+    assert record["unit"] == "record"
+    assert record["covers"] == ["dp-update", "mask-report"]
+    assert 4.0 < record["epsilon"] <= 12.0
+    assert "dp-update" not in client["covers"]  # an update says nothing of a client as a whole
+    assert "per record: epsilon = " in record["sentence"]
