@@ -35,28 +35,44 @@ def test_the_seed_decides_which_rows_are_held_out() -> None:
     assert not np.array_equal(first.test.stored, other.test.stored)
 
 
-def test_validation_rows_are_a_fifth_of_the_training_rows_and_never_test_rows() -> None:
+def test_validation_rows_are_about_a_fifth_of_the_training_rows_and_never_test_rows() -> None:
     digits = data.load("digits", "", seed=1)
     chosen = data.validation(digits, seed=3)
-    assert len(chosen.test) == round(0.2 * len(digits.train))
+    spread = (0.2 * 0.8 * len(digits.train)) ** 0.5
+    assert abs(len(chosen.test) - 0.2 * len(digits.train)) < 4 * spread
     assert sorted(contents(chosen.train) + contents(chosen.test)) == contents(digits.train)
     assert not np.array_equal(chosen.test.labels, data.validation(digits, seed=4).test.labels)
     assert np.array_equal(chosen.test.stored, data.validation(digits, seed=3).test.stored)
 
 
-def test_validation_keeps_every_site_represented() -> None:
-    count = 40
+def sites_of_made_up_rows(count: int) -> data.Dataset:
     rows = data.Rows(
         stored=np.arange(count, dtype=np.float32)[:, None],
         labels=np.zeros(count, dtype=np.int64),
-        sites=np.repeat([0, 1], [30, 10]),
+        sites=np.repeat([0, 1], [3 * count // 4, count - 3 * count // 4]),
     )
-    dataset = data.Dataset("made up", 1, (1,), rows, rows, "none", site_names=("a", "b"))
+    return data.Dataset("made up", 1, (1,), rows, rows, "none", site_names=("a", "b"))
+
+
+def test_a_site_sets_the_same_rows_aside_alone_and_among_others() -> None:
+    dataset = sites_of_made_up_rows(400)
     chosen = data.validation(dataset, seed=1)
-    assert np.bincount(chosen.test.sites).tolist() == [6, 2]
-    alone = replace(dataset, train=rows.take(np.arange(30, 40)))
+    assert all(40 <= n <= 80 or 8 <= n <= 35 for n in np.bincount(chosen.test.sites))
+    alone = replace(dataset, train=dataset.train.take(np.arange(300, 400)))
     found = data.validation(alone, seed=1).test.stored
     assert np.array_equal(found, chosen.test.stored[chosen.test.sites == 1])
+
+
+def test_one_record_more_or_less_moves_no_other_record_between_training_and_validation() -> None:
+    dataset = sites_of_made_up_rows(100)
+    whole = data.validation(dataset, seed=1)
+    for gone in (0, 37, 99):
+        left = np.delete(np.arange(100), gone)
+        fewer = data.validation(replace(dataset, train=dataset.train.take(left)), seed=1)
+        for part in ("train", "test"):
+            before, after = (set(getattr(d, part).stored[:, 0]) for d in (whole, fewer))
+            assert before - after in ({float(gone)}, set())
+            assert after <= before
 
 
 def test_taking_rows_keeps_inputs_labels_groups_and_sites_together() -> None:

@@ -209,14 +209,14 @@ def test_a_patients_features_do_not_depend_on_other_patients(patients: data.Data
     assert any(found)
 
 
-def test_each_hospital_keeps_a_fifth_for_testing(patients: data.Dataset) -> None:
+def test_each_hospital_keeps_about_a_fifth_for_testing(patients: data.Dataset) -> None:
     assert patients.site_names == heart.HOSPITALS
     assert patients.train.sites is not None
     assert patients.test.sites is not None
     held_out = np.bincount(patients.test.sites)
     total = held_out + np.bincount(patients.train.sites)
     assert total.tolist() == [303, 294, 123, 200]
-    assert np.abs(held_out - total / 5).max() <= 0.5
+    assert (np.abs(held_out - total / 5) < 4 * np.sqrt(0.16 * total)).all()
 
 
 def test_groups_say_what_the_files_say(patients: data.Dataset, data_root: Path) -> None:
