@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from fedprune import runs
 from fedprune.audit import ledger_claims, receipt_claims
+from fedprune.audit.empirical_checks import check_empirical
 from fedprune.audit.evidence import Evidence
 from fedprune.audit.findings import Finding, check, same
 from fedprune.audit.vote_checks import selection_flaw, votes_flaw
@@ -41,6 +42,7 @@ def check_privacy(evidence: Evidence) -> Iterator[Finding]:
             lambda: selection_flaw(evidence),
             "posterior and selection redone",
         )
+    yield from check_empirical(evidence)
 
 
 def _figures(evidence: Evidence) -> str | None:

@@ -42,10 +42,28 @@ def magnitudes(held: Held, layout: UnitLayout) -> Vector:
 
 
 def posterior_of(
-    experiment: Experiment, held: Held, layout: UnitLayout, estimate: VoteEstimate
+    experiment: Experiment, held: Held, layout: UnitLayout, step: Step, estimate: VoteEstimate
 ) -> Posterior | None:
-    """Shrink votes towards the magnitude line; None where the configuration wants no prior."""
+    """Shrink votes towards the magnitude line; None where the configuration wants no prior.
+
+    From the second step on, what the step before said of the units that are still there is one
+    more feature of the line: its clients were others, so nothing is counted twice.
+    """
     if experiment.config.privacy.prior == "none":
         return None
     groups = np.asarray(layout.group_of, dtype=np.int64)
-    return magnitude_posterior(estimate.mean, estimate.variance, magnitudes(held, layout), groups)
+    return magnitude_posterior(
+        estimate.mean,
+        estimate.variance,
+        magnitudes(held, layout),
+        groups,
+        earlier=_earlier(experiment, step),
+    )
+
+
+def _earlier(experiment: Experiment, step: Step) -> Vector | None:
+    if step.number == 1:
+        return None
+    votes = experiment.folder.read_tensors("votes.safetensors")
+    prefix = f"step{step.number - 1}."
+    return np.asarray(votes[f"{prefix}posterior"][votes[f"{prefix}mask"].bool()].numpy())

@@ -97,7 +97,7 @@ def _undecided(
     if not found:
         return np.arange(len(layout), dtype=np.int64)
     votes = privacy.combine(found, len(layout))
-    posterior = posterior_of(experiment, held, layout, votes) or votes
+    posterior = posterior_of(experiment, held, layout, step, votes) or votes
     keep = round(step.keep_units * len(layout))
     return privacy.choose_undecided(posterior.mean, posterior.variance, keep, ask)
 

@@ -55,7 +55,7 @@ def private_votes(experiment: Experiment, held: Held, step: Step, counterfactual
         return Ranking(votes, votes, np.zeros_like(votes), answers=count)  # exact for them
     found = COLLECTORS[experiment.config.privacy.trust](experiment, held, step)
     estimate = found.estimate
-    posterior = posterior_of(experiment, held, held.layout(), estimate)
+    posterior = posterior_of(experiment, held, held.layout(), step, estimate)
     return Ranking(
         estimate.mean if posterior is None else posterior.mean,
         estimate.mean,
