@@ -124,7 +124,9 @@ def _show_plan(found: dict[str, Any]) -> None:
     for sentence in found["totals"]:
         console.print(f"a client that is in every round spends {sentence}", markup=False)
     if found["options"]:
-        console.print(_options(found["options"]))
+        console.print("at this epsilon, by trust setting:")
+    for row in found["options"]:
+        console.print(_option(row), markup=False, highlight=False)
     console.print(found["recommendation"], markup=False)
     for sentence in found["advice"]:
         console.print(f"warning: {sentence}", markup=False)
@@ -146,14 +148,14 @@ def _recall(found: dict[str, Any]) -> str:
     )
 
 
-def _options(rows: list[dict[str, Any]]) -> Any:
-    """What every trust setting would give, as a table."""
-    from rich.table import Table
-
-    table = Table("trust", "ε", "δ", "recall", "95 %", "must be trusted", box=None)
-    for row in rows:
-        interval = row["remark"] if row["low"] is None else f"{row['low']:.2f} to {row['high']:.2f}"
-        recall = "" if row["recall"] is None else f"{row['recall']:.2f}"
-        epsilon, delta = f"{row['epsilon']:g}", f"{row['delta']:g}"
-        table.add_row(row["trust"], epsilon, delta, recall, interval, row["trusted"])
-    return table
+def _option(row: dict[str, Any]) -> str:
+    """What one trust setting would give, on a line that can stand alone."""
+    found = (
+        row["remark"]
+        if row["low"] is None
+        else f"recall {row['recall']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    )
+    return (
+        f"  {row['trust']}: {found}; epsilon = {row['epsilon']:g}, delta = {row['delta']:g} per "
+        f"{row['unit']} ({row['relation']}); must be trusted: {row['trusted']}"
+    )

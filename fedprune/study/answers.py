@@ -10,6 +10,7 @@ from fedprune.config import Config
 from fedprune.privacy.accountant import Accountant, Release
 from fedprune.privacy.events import ADD_REMOVE_RECORD, REPLACEMENT, UNIT_OF, Event, PureEvent
 from fedprune.privacy.planning import RecallPrediction, recall_interval
+from fedprune.privacy.secure_graph import SharingPlan
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def _reported(config: Config, num_units: int, keep: float) -> Answer:
 
 def _summed(config: Config, num_units: int, keep: float) -> Answer:
     mechanism = runs.aggregate_mechanism(config, num_units, int(keep * num_units + 1e-9))
+    asked = runs.asked_at_once(config)
+    SharingPlan.of(asked, mechanism.min_reports)  # refuses what no secure sum can be made for
     variance = mechanism.variance_per_vote(config.data.clients // config.prune.steps)
     return Answer(
         num_units, repr(mechanism), variance, mechanism.report_bytes, "aggregate-share",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedprune import privacy
+from fedprune import privacy, runs
 from fedprune.config import Config
 from fedprune.errors import PrivacyError
 from fedprune.privacy.guarantees import TRUST
@@ -25,6 +25,7 @@ class Option:
     """What one trust setting would give at the configured epsilon.
 
     Attributes:
+        unit, relation: of the guarantee.
         variance_per_vote, recall, low, high: predicted; None where they depend on the data, or
             where the guarantee cannot be met.
         trusted: who must be.
@@ -35,6 +36,8 @@ class Option:
     trust: str
     epsilon: float
     delta: float
+    unit: str
+    relation: str
     variance_per_vote: float | None
     recall: float | None
     low: float | None
@@ -53,21 +56,18 @@ def options(config: Config, num_units: int, keep: float, wanted: float) -> tuple
 
 def _option(config: Config, trust: str, num_units: int, keep: float, wanted: float) -> Option:
     other = _under(config, trust)
-    epsilon, delta = other.privacy.epsilon, other.privacy.delta
+    stated = runs.guarantee(other)
+    said = (trust, stated.epsilon, stated.delta, stated.unit, stated.relation)
     try:
         answer = answer_of(other, num_units, keep)
     except PrivacyError as error:
-        return Option(
-            trust, epsilon, delta, None, None, None, None, TRUST[trust], False, f"{error}"
-        )
+        return Option(*said, None, None, None, None, TRUST[trust], False, f"{error}")
     found = answer.prediction(keep)
     if found is None:
         remark = "how well noisy scores rank units depends on the clients' records"
-        return Option(trust, epsilon, delta, None, None, None, None, TRUST[trust], False, remark)
-    return Option(
-        trust, epsilon, delta, answer.variance, found.expected, found.low, found.high,
-        TRUST[trust], found.low >= wanted,
-    )  # fmt: skip
+        return Option(*said, None, None, None, None, TRUST[trust], False, remark)
+    figures = (answer.variance, found.expected, found.low, found.high)
+    return Option(*said, *figures, TRUST[trust], found.low >= wanted)
 
 
 def _under(config: Config, trust: str) -> Config:
@@ -90,8 +90,8 @@ def recommendation(config: Config, num_units: int, keep: float, wanted: float) -
         if option.reaches:
             return (
                 f"privacy.trust = {option.trust!r} reaches a recall of {wanted:g} at epsilon = "
-                f"{option.epsilon:g}, delta = {option.delta:g} (interval {option.low:.2f} to "
-                f"{option.high:.2f}); must be trusted: {option.trusted}"
+                f"{option.epsilon:g}, delta = {option.delta:g} per {option.unit} (interval "
+                f"{option.low:.2f} to {option.high:.2f}); must be trusted: {option.trusted}"
             )
     needs = "; ".join(_needs(config, num_units, keep, wanted))
     return (

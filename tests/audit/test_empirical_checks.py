@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from helpers import run_small
 
-from fedprune.audit import empirical_checks
+from fedprune import runs
 from fedprune.audit.empirical_checks import check_empirical, empirical_audit
 from fedprune.audit.evidence import Evidence
+from fedprune.config import Config
 from fedprune.privacy import ThresholdResponse
 from fedprune.runs import RunFolder
 
@@ -42,11 +43,11 @@ def test_a_mechanism_that_draws_with_more_than_it_claims_is_a_broken_claim(
         def randomize_many(self, masks, rngs, blocks=None):  # type: ignore[no-untyped-def]
             return real.randomize_many(masks, rngs, blocks)
 
-    monkeypatch.setattr(
-        empirical_checks,
-        "make_mechanism",
-        lambda name, epsilon, units: Overspending(epsilon, units),  # noqa: ARG005
-    )
+    def overspending(config: Config, num_units: int, num_reports: int) -> ThresholdResponse:
+        del num_reports
+        return Overspending(config.privacy.epsilon, num_units)
+
+    monkeypatch.setattr(runs, "report_mechanism", overspending)
     (finding,) = check_empirical(evidence)
     assert not finding.holds
     assert "THE CLAIM DOES NOT HOLD" in finding.detail
