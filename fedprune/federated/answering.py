@@ -20,7 +20,7 @@ from fedprune.federated.messages import Question
 from fedprune.federated.station import Station
 from fedprune.privacy import Entry, Granted, Memoised
 from fedprune.privacy.chain import SENT
-from fedprune.privacy.events import UNPROTECTED
+from fedprune.privacy.events import UNPROTECTED, Event
 from fedprune.privacy.ledger import Answer
 
 Outcome: TypeAlias = RecordDict | FedpruneError
@@ -87,6 +87,19 @@ def send_unprotected(
         if is_answer(found):
             found.config_records["answer"][RECEIPT] = receipt_line(station, entry)
     return list(contents)
+
+
+def charged(question: Question, client: str, kind: str, relation: str, event: Event) -> Entry:
+    """The ledger row that a client reserves for an answer of its own to a question."""
+    return Entry.charged(
+        client=client,
+        run=question.run,
+        round=question.round,
+        kind=kind,
+        question=question.digest if not client else question.digest_for(int(client)),
+        relation=relation,
+        event=event,
+    )
 
 
 def reserve(station: Station, template: Entry, clients: Sequence[int]) -> list[Answer]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedprune.config import Scalar
 from fedprune.errors import FederationError, LedgerError, ModelError
-from fedprune.federated.answering import Outcome, receipt_line, refusal
+from fedprune.federated.answering import Outcome, charged, receipt_line, refusal
 from fedprune.federated.messages import Question, answer_content
 from fedprune.federated.per_record import (
     PerRecordGradients,
@@ -112,15 +112,7 @@ def _preparer(question: Question, how: PrivateTraining) -> Callable[[], PerRecor
 
 def update_entry(question: Question, client: int, how: PrivateTraining) -> Entry:
     """The ledger row that a client reserves for its update."""
-    return Entry.charged(
-        client=str(client),
-        run=question.run,
-        round=question.round,
-        kind=KIND,
-        question=question.digest,
-        relation=ADD_REMOVE_RECORD,
-        event=how.event,
-    )
+    return charged(question, str(client), KIND, ADD_REMOVE_RECORD, how.event)
 
 
 def update_of(question: Question, weights: Tensor) -> bytes:

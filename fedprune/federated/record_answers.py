@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedprune import pruning
 from fedprune.config import Scalar
 from fedprune.errors import FederationError
-from fedprune.federated.answering import Outcome, check_layout, receipt_line, refusal
+from fedprune.federated.answering import Outcome, charged, check_layout, receipt_line, refusal
 from fedprune.federated.messages import Question, answer_content
 from fedprune.federated.station import RowSource, Station, threads
 from fedprune.privacy import Entry, Granted, Memoised
@@ -85,15 +85,7 @@ def _mechanism(question: Question) -> RecordScores:
 
 def record_entry(question: Question, client: int) -> Entry:
     """The ledger row that a client reserves for its noised sum."""
-    return Entry.charged(
-        client=str(client),
-        run=question.run,
-        round=question.round,
-        kind=KIND,
-        question=question.digest,
-        relation=ADD_REMOVE_RECORD,
-        event=_mechanism(question).event,
-    )
+    return charged(question, str(client), KIND, ADD_REMOVE_RECORD, _mechanism(question).event)
 
 
 def _sums_or_nothing(

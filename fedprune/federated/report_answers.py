@@ -16,6 +16,7 @@ from fedprune.config import Scalar
 from fedprune.errors import FederationError
 from fedprune.federated.answering import (
     Outcome,
+    charged,
     check_layout,
     receipt_line,
     refusal,
@@ -69,15 +70,8 @@ def answer_report(station: Station, question: Question, clients: Sequence[int]) 
 
 def report_entry(question: Question) -> Entry:
     """The ledger row that each client reserves for its report, its number left open."""
-    return Entry.charged(
-        client="",
-        run=question.run,
-        round=question.round,
-        kind="mask-report",
-        question=question.digest,
-        relation=REPLACEMENT,
-        event=PureEvent(question.number("epsilon")),
-    )
+    event = PureEvent(question.number("epsilon"))
+    return charged(question, "", "mask-report", REPLACEMENT, event)
 
 
 @dataclass(frozen=True)
