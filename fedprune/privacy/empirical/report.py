@@ -66,8 +66,8 @@ class EmpiricalAudit:
         return (
             f"{self.subject}: claimed epsilon = {self.claimed:g} at delta = {self.delta:g} per "
             f"{self.unit} ({RELATIONS[self.relation]}), trust = {self.trust}; {exact}"
-            f"{self.draws:,} draws show at least {self.empirical:.4g} with confidence "
-            f"{1 - self.alpha:.4g} ({self.statistic}){verdict}"
+            f"{self.draws:,} draws show at least {self.empirical:.4g}, an honest mechanism more than "
+            f"it has with probability {self.alpha:g} at most ({self.statistic}){verdict}"
         )
 
     def to_json(self) -> dict[str, Any]:
