@@ -38,7 +38,6 @@ from fedprune.privacy import Ledger, Report, ThresholdResponse
 from fedprune.privacy.chain import STORED
 from fedprune.privacy.composition import epsilon_of, noise_multiplier_for
 from fedprune.privacy.empirical import (
-    CanaryGuesses,
     EmpiricalAudit,
     Sampler,
     analytic_epsilon,
@@ -131,15 +130,12 @@ def audit_run(path: Path) -> EmpiricalAudit:
     scores = log_ratios(mechanism, reports, masks[True], masks[False])
     guesses = guess_by_sign(scores, truth)
     apart = int((masks[True] != masks[False]).sum())
-    return EmpiricalAudit(
+    return EmpiricalAudit.of(
+        guesses,
         subject=f"whole run, canary clients ({apart} of {mechanism.num_units} mask bits differ)",
         claimed=epsilon,
         analytic=analytic_epsilon(mechanism),
-        empirical=guesses.epsilon_lower(alpha=ALPHA),
         alpha=ALPHA,
-        delta=0.0,
-        draws=CANARIES,
-        statistic=words(guesses),
         relation=REPLACEMENT,
         trust="local",
     )
@@ -173,7 +169,7 @@ def first_reports(folder: RunFolder) -> dict[int, Report]:
 
 SHAPE, CLASSES, ORDINARY = (1, 24, 40), 10, 200
 STEPS, RATE = 20, 0.5
-ENDS = 8  # one guess in eight at each end
+ENDS = 16  # one guess in sixteen at each end; chosen on seed 4, reported on others
 LIT = 50.0  # so bright that a canary's gradient lies in its own column of weights
 
 
@@ -217,15 +213,13 @@ def audit_dp_sgd(
     update = (start - weights_vector(gradients.model)).double()
     ends = canaries // ENDS
     guesses = guess_at_both_ends((directions @ update).numpy(), inside, most=ends, least=ends)
-    return EmpiricalAudit(
+    return EmpiricalAudit.of(
+        guesses,
         subject=f"DP-SGD, {steps} steps at rate {sample_rate:g}" + " without noise" * noiseless,
         claimed=epsilon,
         analytic=epsilon_of([(how.event, 1)], DELTA, ADD_REMOVE_RECORD),
-        empirical=guesses.epsilon_lower(alpha=ALPHA, delta=DELTA),
         alpha=ALPHA,
         delta=DELTA,
-        draws=canaries,
-        statistic=words(guesses),
         relation=ADD_REMOVE_RECORD,
         trust="record",
     )
@@ -242,11 +236,16 @@ def ordinary_records() -> tuple[torch.Tensor, torch.Tensor]:
 def gradient_directions(
     architecture: Architecture, weights: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Each record's gradient at the first weights, at length 1: [records, size] float64."""
+    """Each record's gradient at the first weights where no other has one: [records, size] float64.
+
+    Every direction has length 1. What records share is left out: there an update says little
+    about any one of them.
+    """
     alone = per_record_gradients(architecture, len(labels))
     load_weights_vector(alone.model, weights)
     rows = torch.cat(list(alone.passes(inputs, labels))).double()
-    return torch.nn.functional.normalize(rows, dim=1)
+    own = rows.where((rows != 0).sum(dim=0) == 1, 0.0)
+    return torch.nn.functional.normalize(own, dim=1)
 
 
 # Record level: noised sums of record scores.
@@ -272,23 +271,16 @@ def audit_record_scores(epsilon: float, draws: int, seed: int) -> EmpiricalAudit
         sampler(record), sampler(nothing), draws=draws, mirrored=True, alpha=ALPHA, delta=DELTA
     )
     exact = SubsampledGaussianEvent(SIGMA / mechanism.length_units, 1.0, 1)
-    return EmpiricalAudit(
+    return EmpiricalAudit.of(
+        counts,
         subject="record scores, a record in or out",
         claimed=epsilon,
         analytic=epsilon_of([(exact, 1)], DELTA, ADD_REMOVE_RECORD),
-        empirical=counts.epsilon_lower(alpha=ALPHA, delta=DELTA),
         alpha=ALPHA,
         delta=DELTA,
-        draws=counts.draws,
-        statistic=f"two worlds: {counts.hits} against {counts.false_hits}; {counts.event}",
         relation=ADD_REMOVE_RECORD,
         trust="record",
     )
-
-
-def words(guesses: CanaryGuesses) -> str:
-    """Say what was guessed."""
-    return f"one run: {guesses.correct} of {guesses.guesses} guesses right"
 
 
 def audits(seed: int) -> list[EmpiricalAudit]:

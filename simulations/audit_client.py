@@ -239,15 +239,11 @@ def audit_client(epsilon: float, draws: int, nodes: int) -> tuple[EmpiricalAudit
         counts = count_client(mechanism, draws, Path(once))
         both = count_client(mechanism, max(1, draws // 10), Path(twice), again=True)
         other_bytes = repeats_of_nodes(mechanism, nodes, Path(twice))
-    audit = EmpiricalAudit(
+    audit = EmpiricalAudit.of(
+        counts,
         subject=f"deployed ClientApp, {mechanism.num_units} units, {mechanism.num_blocks} blocks",
         claimed=epsilon,
         analytic=analytic_epsilon(mechanism),
-        empirical=counts.epsilon_lower(),
-        alpha=0.05,
-        delta=0.0,
-        draws=counts.draws,
-        statistic=f"two worlds: {counts.hits} against {counts.false_hits}; {counts.event}",
         relation=REPLACEMENT,
         trust="local",
     )

@@ -48,24 +48,20 @@ def empirical_audit(evidence: Evidence) -> EmpiricalAudit:
     """
     config = evidence.config
     votes = evidence.folder.read_tensors("votes.safetensors")
-    cohort, _ = runs.step_phases(config, len(votes["step1.mean"]), runs.ranked_clients(config)[0])[
-        0
-    ]
-    mechanism = runs.report_mechanism(config, len(votes["step1.mean"]), len(cohort))
+    num_units, ranked = len(votes["step1.mean"]), runs.ranked_clients(config)[0]
+    cohort, _ = runs.step_phases(config, num_units, ranked)[0]
+    mechanism = runs.report_mechanism(config, num_units, len(cohort))
     if not isinstance(mechanism, ThresholdResponse):
         raise PrivacyError(f"the draws of {mechanism!r} are not audited here")
     draws = max(1000, min(DRAWS, _WORDS // mechanism.block_units))
     rng = SimulationRandomness(config.seed, "empirical audit")
     counts = audit_two_worlds(mechanism, rng, draws=draws)
-    return EmpiricalAudit(
+    return EmpiricalAudit.of(
+        counts,
         subject=f"one report about {mechanism.num_units} units",
         claimed=mechanism.epsilon,
         analytic=analytic_epsilon(mechanism),
-        empirical=counts.epsilon_lower(alpha=ALPHA),
         alpha=ALPHA,
-        delta=0.0,
-        draws=counts.draws,
-        statistic=f"two worlds, {counts.hits:,} against {counts.false_hits:,}",
         relation=REPLACEMENT,
         trust="local",  # one report by itself, whatever a shuffler adds
     )

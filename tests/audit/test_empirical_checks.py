@@ -50,7 +50,7 @@ def test_a_mechanism_that_draws_with_more_than_it_claims_is_a_broken_claim(
     monkeypatch.setattr(runs, "report_mechanism", overspending)
     (finding,) = check_empirical(evidence)
     assert not finding.holds
-    assert "THE CLAIM DOES NOT HOLD" in finding.detail
+    assert "THE CLAIM IS CONTRADICTED" in finding.detail
 
 
 def test_damaged_votes_are_a_broken_claim_and_no_crash(evidence: Evidence) -> None:

@@ -327,7 +327,7 @@ def test_runs_share_a_simulation_and_one_that_fails_says_its_own_sentence(
         pid, home = engine.link.pid, engine.link.home
     assert (tmp_path / "right" / "summary.json").is_file()
     assert any("units" in line for line in told)
-    assert "reports of step 1" in told
+    assert "reports, step 1" in told
     assert not Path(f"/proc/{pid}").exists()
     assert not home.exists()
 

@@ -346,6 +346,7 @@ def audit(**changes: object) -> EmpiricalAudit:
         "claimed": 4.0,
         "analytic": 4.0,
         "empirical": 3.9,
+        "p_value": 1.0,
         "alpha": 0.05,
         "delta": 0.0,
         "draws": 1000,
@@ -363,10 +364,18 @@ def test_a_report_names_unit_relation_and_trust_and_says_if_the_claim_fails() ->
     assert not audit(analytic=4.1).holds
     assert "4 at delta = 0 per client (any change of one client's whole data)" in good.sentence()
     assert "trust = local" in good.sentence()
-    assert "DOES NOT HOLD" in bad.sentence()
-    assert "DOES NOT HOLD" not in good.sentence()
+    assert "CONTRADICTED" in bad.sentence()
+    assert "CONTRADICTED" not in good.sentence()
     assert audit(relation=ADD_REMOVE_RECORD).unit == "record"
     assert good.to_json()["unit"] == "client"
-    assert len(set(map(len, table([good, good]).splitlines()))) <= 2
+    assert table([good, bad]).splitlines()[2].count("contradicted") == 1
+    guessed = CanaryGuesses(200, 100, 90)
+    made = EmpiricalAudit.of(
+        guessed, subject="a run", claimed=1.0, analytic=None, relation=REPLACEMENT, trust="local"
+    )
+    assert (made.empirical, made.draws) == (guessed.epsilon_lower(), 200)
+    assert made.p_value == guessed.p_value(1.0) < 0.05
+    assert not made.holds
+    assert "90 of 100 guesses right" in made.sentence()
     with pytest.raises(PrivacyError, match="relation must be one of"):
         audit(relation=UNPROTECTED)

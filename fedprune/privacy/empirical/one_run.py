@@ -46,6 +46,11 @@ class CanaryGuesses:
                 f"{self.canaries!r}, {self.guesses!r}, {self.correct!r}"
             )
 
+    @property
+    def num_draws(self) -> int:
+        """The canaries."""
+        return self.canaries
+
     def p_value(self, epsilon: float, delta: float = 0.0) -> float:
         """Bound the probability of so many right guesses under (epsilon, delta).
 

@@ -42,6 +42,7 @@ class EventCounts:
         hits, draws: in the world that makes the event likely.
         false_hits, false_draws: in the other one.
         event: the event, in words, and how it was chosen.
+        mirrored: whether its mirror image in the exchanged worlds is counted too.
     """
 
     hits: int
@@ -49,6 +50,12 @@ class EventCounts:
     false_hits: int
     false_draws: int
     event: str
+    mirrored: bool = False
+
+    @property
+    def num_draws(self) -> int:
+        """Draws in both worlds; a mirrored event is counted on each of them twice."""
+        return self.draws if self.mirrored else self.draws + self.false_draws
 
     def epsilon_lower(self, *, alpha: float = 0.05, delta: float = 0.0) -> float:
         """Bound epsilon from below; 0 where the draws show nothing.
@@ -80,7 +87,7 @@ class EventCounts:
             claimed=claimed,
             found=self.observed(delta),
             p_value=_smallest_alpha(self, claimed, delta),
-            draws=self.draws + self.false_draws,
+            draws=self.num_draws,
             detail=f"{self.hits:,} of {self.draws:,} against {self.false_hits:,} of "
             f"{self.false_draws:,}; event: {self.event}",
         )
@@ -153,7 +160,7 @@ def count_event(
         false_hits += int((ours <= -threshold).sum())
         false_draws += len(ours)
         event += ", and its mirror image with the worlds exchanged"
-    return EventCounts(hits, draws, false_hits, false_draws, event)
+    return EventCounts(hits, draws, false_hits, false_draws, event, mirrored)
 
 
 def best_threshold(
