@@ -117,7 +117,7 @@ def test_shuffled_nodes_give_the_local_engine_s_reports_and_models(tmp_path: Pat
 
 def test_a_silent_client_is_named_and_the_quorum_goes_on(tmp_path: Path) -> None:
     grid, folder = network(
-        tmp_path / "run", "federation.quorum=0.8", "federation.deadline_seconds=0.5"
+        tmp_path / "run", "federation.quorum=0.8", "federation.deadline_seconds=2.0"
     )
     grid.silent = set()
 
