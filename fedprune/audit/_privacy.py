@@ -28,8 +28,8 @@ def guarantee(privacy: Json) -> str:
     under = "a relation that is not known" if relation == say.UNKNOWN else relation
     covered = COVERS.get(str(privacy.get("trust")), "the mask reports alone")
     return (
-        f"The run is differentially private with ε = {epsilon:g} and {delta_words} {per}, under "
-        f"{under}. That holds for {covered}. Who has to be trusted: {_trust(privacy)}."
+        f"Differential privacy with ε = {epsilon:g} and {delta_words} {per}, under {under}, holds "
+        f"for {covered}. Who has to be trusted: {_trust(privacy)}."
     )
 
 

@@ -88,7 +88,8 @@ def _forged(evidence: Evidence) -> str | None:
     if not runs.is_run_of(evidence.run, evidence.config, simulated=False):
         return f"run {evidence.run} is not a deployed run of this configuration"
     lines = runs.receipt_lines(evidence.folder)
-    flaws = verify_receipts(lines, run=evidence.run, budget=evidence.config.privacy.epsilon)
+    allowed = runs.budgets(evidence.config, evidence.num_units)
+    flaws = verify_receipts(lines, run=evidence.run, budget=allowed)
     return next(flaws, None)
 
 

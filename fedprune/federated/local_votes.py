@@ -136,11 +136,10 @@ def _ask(
     blocks = privacy.assigned_blocks(ranks, mechanism.num_blocks)
     read = _reader(layout, phase, blocks)
     answers = experiment.ask("query.report", phase.question, clients, _label(phase), read)
-    payloads = [bytes(report) for _, report in answers]
-    sums = mechanism.add(mechanism.new_sums(), _rows(mechanism, payloads))
-    told = _told(phase, _rows(mechanism, payloads), "assigned")
+    reports = _rows(mechanism, [bytes(report) for _, report in answers])
+    told = _told(phase, reports, "assigned")
     _warn(experiment, told)
-    return mechanism.estimate_sums(sums, counts="assigned"), told
+    return mechanism.estimate(reports, counts="assigned"), told
 
 
 def _rows(mechanism: Mechanism, payloads: Sequence[bytes]) -> Rows:

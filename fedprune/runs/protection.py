@@ -247,7 +247,8 @@ def _noise(config: Config, num_units: int) -> float:
 @lru_cache(maxsize=32)
 def _calibrated(config: Config, others: tuple[Event, ...]) -> tuple[float, Budget]:
     noise = noise_multiplier(config, others)
-    return noise, target_budget(config, others)
+    found = config.train.model_copy(update={"noise_multiplier": noise})  # not searched for again
+    return noise, target_budget(config.model_copy(update={"train": found}), others)
 
 
 def _training_alone(config: Config) -> Config:
