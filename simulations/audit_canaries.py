@@ -35,8 +35,8 @@ from fedprune.federated.private_steps import (
 )
 from fedprune.federated.simulate import simulate
 from fedprune.privacy import Ledger, Report, ThresholdResponse
-from fedprune.privacy.chain import STORED
-from fedprune.privacy.composition import epsilon_of, noise_multiplier_for
+from fedprune.privacy.budgets.composition import epsilon_of, noise_multiplier_for
+from fedprune.privacy.budgets.events import ADD_REMOVE_RECORD, REPLACEMENT, SubsampledGaussianEvent
 from fedprune.privacy.empirical import (
     EmpiricalAudit,
     Sampler,
@@ -47,9 +47,9 @@ from fedprune.privacy.empirical import (
     table,
     two_worlds,
 )
-from fedprune.privacy.events import ADD_REMOVE_RECORD, REPLACEMENT, SubsampledGaussianEvent
-from fedprune.privacy.gaussian_noise import MEAN, SIGMA
-from fedprune.privacy.record_scores import RecordScores
+from fedprune.privacy.ledgers.chain import STORED
+from fedprune.privacy.mechanisms.gaussian_noise import MEAN, SIGMA
+from fedprune.privacy.mechanisms.record_scores import RecordScores
 from fedprune.progress import Quiet
 from fedprune.randomness import SimulationRandomness
 from fedprune.runs import Architecture, RunFolder, load_weights_vector, weights_vector

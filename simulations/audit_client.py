@@ -32,6 +32,7 @@ from fedprune.federated.flower_internals import identify_server_task
 from fedprune.federated.messages import Question
 from fedprune.federated.opening import close_stations
 from fedprune.privacy import Report, ThresholdResponse
+from fedprune.privacy.budgets.events import REPLACEMENT
 from fedprune.privacy.empirical import (
     EmpiricalAudit,
     EventCounts,
@@ -40,7 +41,6 @@ from fedprune.privacy.empirical import (
     table,
     two_worlds,
 )
-from fedprune.privacy.events import REPLACEMENT
 from fedprune.runs import Architecture, load_weights_vector, weights_vector
 
 SHAPE, CLASSES, ROWS = (1, 1, 2), 2, 4

@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 
 from fedprune import __version__
 from fedprune.privacy import ThresholdResponse
+from fedprune.privacy.budgets.events import REPLACEMENT
 from fedprune.privacy.empirical import (
     EmpiricalAudit,
     analytic_epsilon,
@@ -40,7 +41,6 @@ from fedprune.privacy.empirical import (
     table,
     upper_limit,
 )
-from fedprune.privacy.events import REPLACEMENT
 from fedprune.randomness import SecureRandomness, SimulationRandomness
 
 JsonDict = dict[str, Any]

@@ -43,7 +43,7 @@ from fedprune.federated.client import app
 from fedprune.federated.flower_internals import identify_server_task
 from fedprune.federated.messages import Question
 from fedprune.privacy import Ledger, Receipt, ThresholdResponse, verify_receipts
-from fedprune.privacy.chain import STORED
+from fedprune.privacy.ledgers.chain import STORED
 from fedprune.runs import Architecture, weights_vector
 
 CLIENT, EPSILON, ROUNDS_A_LEDGER = 3, 4.0, 10

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from fedprune import __version__
 from fedprune.privacy import Ledger
-from fedprune.privacy.chain import RESERVED, STORED
+from fedprune.privacy.ledgers.chain import RESERVED, STORED
 
 SETTINGS = (
     "data.clients=1400",  # three cohorts, so that a kill can fall between and inside them

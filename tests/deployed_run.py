@@ -17,8 +17,8 @@ from typing import Any
 from fedprune import config as configuration
 from fedprune.config import Config
 from fedprune.privacy import Budget, Entry, Ledger, Receipt, SigningKey, key_path
-from fedprune.privacy.chain import RESERVED, SENT
-from fedprune.privacy.events import UNPROTECTED
+from fedprune.privacy.budgets.events import UNPROTECTED
+from fedprune.privacy.ledgers.chain import RESERVED, SENT
 from fedprune.runs import RunFolder, privacy_figures, receipts_head, run_id, seal
 
 JsonDict = dict[str, Any]

@@ -6,8 +6,8 @@ from fedprune.audit import _wording as say
 from fedprune.audit._deployed import Deployment, deployment_notes
 from fedprune.audit._page import Note, Section, Table
 from fedprune.audit._wording import Json
-from fedprune.privacy.events import RELATIONS
-from fedprune.privacy.guarantees import COVERS, TRUST
+from fedprune.privacy.budgets.events import RELATIONS
+from fedprune.privacy.budgets.guarantees import COVERS, TRUST
 
 
 def guarantee(privacy: Json) -> str:

@@ -8,7 +8,7 @@ from fedprune import runs
 from fedprune.config import Config
 from fedprune.errors import PrivacyError
 from fedprune.privacy import Entry
-from fedprune.privacy.events import (
+from fedprune.privacy.budgets.events import (
     ADD_REMOVE_RECORD,
     REPLACEMENT,
     UNIT_OF,
@@ -18,7 +18,7 @@ from fedprune.privacy.events import (
     ZeroConcentratedEvent,
     event_from_text,
 )
-from fedprune.privacy.filters import filter_of
+from fedprune.privacy.budgets.filters import filter_of
 
 KIND_OF_TRUST: Mapping[str, str] = {
     "local": "mask-report",

@@ -14,8 +14,8 @@ from fedprune.audit.evidence import Evidence
 from fedprune.audit.findings import Finding, check
 from fedprune.errors import PrivacyError
 from fedprune.privacy import ThresholdResponse
+from fedprune.privacy.budgets.events import REPLACEMENT
 from fedprune.privacy.empirical import EmpiricalAudit, analytic_epsilon, audit_two_worlds
-from fedprune.privacy.events import REPLACEMENT
 from fedprune.randomness import SimulationRandomness
 
 DRAWS = 20_000  # in each world

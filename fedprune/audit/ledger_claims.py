@@ -9,7 +9,7 @@ from fedprune.audit.charge_checks import charge_flaw
 from fedprune.audit.evidence import Evidence
 from fedprune.audit.findings import Finding, check
 from fedprune.privacy import Ledger, Report
-from fedprune.privacy.chain import STORED
+from fedprune.privacy.ledgers.chain import STORED
 
 LEDGER = "ledger.sqlite"
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from fedprune.errors import LedgerError, PrivacyError
 from fedprune.privacy import Budget, Entry, Guarantee, Ledger, not_covered
-from fedprune.privacy.accounting import PURE
-from fedprune.privacy.chain import RESERVED, SENT, STORED
-from fedprune.privacy.events import COUNTS_UNDER, UNIT_OF, UNPROTECTED, event_from_text
-from fedprune.privacy.filters import filter_of
+from fedprune.privacy.budgets.accounting import PURE
+from fedprune.privacy.budgets.events import COUNTS_UNDER, UNIT_OF, UNPROTECTED, event_from_text
+from fedprune.privacy.budgets.filters import filter_of
+from fedprune.privacy.ledgers.chain import RESERVED, SENT, STORED
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from fedprune.federated.content_hash import RECEIPT, content_hash
 from fedprune.federated.messages import Question
 from fedprune.federated.station import Station
 from fedprune.privacy import Entry, Granted, Memoised
-from fedprune.privacy.chain import SENT
-from fedprune.privacy.events import UNPROTECTED, Event
-from fedprune.privacy.ledger import Answer
+from fedprune.privacy.budgets.events import UNPROTECTED, Event
+from fedprune.privacy.ledgers.chain import SENT
+from fedprune.privacy.ledgers.ledger import Answer
 
 Outcome: TypeAlias = RecordDict | FedpruneError
 Answerer: TypeAlias = Callable[[Station, Question, Sequence[int]], list[Outcome]]

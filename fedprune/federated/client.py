@@ -29,7 +29,7 @@ from fedprune.federated.record_answers import answer_record_scores
 from fedprune.federated.report_answers import answer_masks, answer_report
 from fedprune.federated.secure_answers import SUM_ANSWERERS
 from fedprune.federated.training_answers import answer_train
-from fedprune.privacy.events import ADD_REMOVE_RECORD, REPLACEMENT
+from fedprune.privacy.budgets.events import ADD_REMOVE_RECORD, REPLACEMENT
 
 ANSWER_ERROR = (
     100  # code of a Flower error whose reason is one sentence for people; Flower uses 0-8

@@ -6,7 +6,7 @@ import hashlib
 
 from flwr.app import Array, ConfigRecord, RecordDict
 
-from fedprune.privacy.chain import framed
+from fedprune.privacy.ledgers.chain import framed
 
 RECEIPT = "receipt"  # the field of an answer that holds its receipt
 

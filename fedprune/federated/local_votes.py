@@ -16,8 +16,8 @@ from fedprune.federated.experiment import Experiment, Held, JsonDict
 from fedprune.federated.messages import Question, answer_bytes
 from fedprune.federated.steps import Step, task
 from fedprune.privacy import Mechanism, PhaseVotes, Report, VoteEstimate
-from fedprune.privacy.estimation import Counts
-from fedprune.privacy.reports import Rows
+from fedprune.privacy.mechanisms.estimation import Counts
+from fedprune.privacy.mechanisms.reports import Rows
 from fedprune.pruning import UnitLayout
 from fedprune.runs import (
     assigns_blocks,

@@ -16,8 +16,8 @@ from fedprune.config import Config, Scalar
 from fedprune.data import PARTITIONS
 from fedprune.errors import PrivacyError, RefusedInDeploymentError
 from fedprune.privacy import Budget
-from fedprune.privacy.accounting import RENYI
-from fedprune.privacy.events import ADD_REMOVE_RECORD
+from fedprune.privacy.budgets.accounting import RENYI
+from fedprune.privacy.budgets.events import ADD_REMOVE_RECORD
 
 CLIENT_KEY = "partition-id"
 _REQUIRED = ("data-root", "ledger", "epsilon")

@@ -7,10 +7,11 @@ changes the sum by a vector no longer than that. What follows (scaling by public
 momentum, weight decay) uses noised sums only.
 
 What this protects: the released weights are a function of sums on a grid plus noise whose
-distribution is a rounded Gaussian's (see `fedprune.privacy.gaussian_noise`), so their bits carry
-nothing beyond what is accounted. What it takes for granted: that a record's own gradient, which is
-computed in floating point, does not depend on the other records (see `per_record`). The time that
-a step takes grows with the number of records drawn and is not protected.
+distribution is a rounded Gaussian's (see `fedprune.privacy.mechanisms.gaussian_noise`), so their
+bits carry nothing beyond what is accounted. What it takes for granted: that a record's own
+gradient, which is computed in floating point, does not depend on the other records (see
+`per_record`). The time that a step takes grows with the number of records drawn and is not
+protected.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from torch import Tensor
 
 from fedprune.errors import PrivacyError
 from fedprune.federated.per_record import PerRecordGradients
-from fedprune.privacy.events import SubsampledGaussianEvent
-from fedprune.privacy.gaussian_noise import MEAN, SIGMA, gaussian_units
-from fedprune.privacy.poisson import PoissonSampling
+from fedprune.privacy.budgets.events import SubsampledGaussianEvent
+from fedprune.privacy.mechanisms.gaussian_noise import MEAN, SIGMA, gaussian_units
+from fedprune.privacy.mechanisms.poisson import PoissonSampling
 from fedprune.randomness import Randomness
 
 LEAST_NOISE_MULTIPLIER, LARGEST_NOISE_MULTIPLIER = 2.0**-6, 2.0**16

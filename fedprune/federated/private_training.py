@@ -31,8 +31,8 @@ from fedprune.federated.per_record import (
 from fedprune.federated.private_steps import PrivateTraining, train_privately
 from fedprune.federated.station import RowSource, Station, threads
 from fedprune.privacy import Entry, Granted, Memoised
-from fedprune.privacy.chain import STORED
-from fedprune.privacy.events import ADD_REMOVE_RECORD
+from fedprune.privacy.budgets.events import ADD_REMOVE_RECORD
+from fedprune.privacy.ledgers.chain import STORED
 from fedprune.runs import load_weights_vector
 
 KIND = "dp-update"

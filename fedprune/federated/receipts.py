@@ -18,8 +18,8 @@ from fedprune.federated.record_answers import record_entry
 from fedprune.federated.report_answers import report_entry
 from fedprune.federated.secure_questions import INPUT, sum_entry
 from fedprune.privacy import Entry, Receipt
-from fedprune.privacy.chain import SENT
-from fedprune.privacy.events import UNPROTECTED
+from fedprune.privacy.budgets.events import UNPROTECTED
+from fedprune.privacy.ledgers.chain import SENT
 from fedprune.runs import RunFolder
 from fedprune.runs.receipts import RECEIPTS
 

@@ -16,9 +16,9 @@ from fedprune.federated.answering import Outcome, charged, check_layout, receipt
 from fedprune.federated.messages import Question, answer_content
 from fedprune.federated.station import RowSource, Station, threads
 from fedprune.privacy import Entry, Granted, Memoised
-from fedprune.privacy.chain import STORED
-from fedprune.privacy.events import ADD_REMOVE_RECORD
-from fedprune.privacy.record_scores import RecordScores
+from fedprune.privacy.budgets.events import ADD_REMOVE_RECORD
+from fedprune.privacy.ledgers.chain import STORED
+from fedprune.privacy.mechanisms.record_scores import RecordScores
 from fedprune.pruning.records import score_records
 from fedprune.runs import load_weights_vector
 

@@ -35,8 +35,8 @@ from fedprune.privacy import (
     assigned_blocks,
     public_ranks,
 )
-from fedprune.privacy.chain import STORED
-from fedprune.privacy.events import REPLACEMENT, PureEvent
+from fedprune.privacy.budgets.events import REPLACEMENT, PureEvent
+from fedprune.privacy.ledgers.chain import STORED
 
 _LOG = logging.getLogger(__name__)
 _MOST_CLIENTS = 10**7

@@ -1,4 +1,4 @@
-"""A client's answers at the stages of a secure sum (`fedprune.privacy.secure_sum`).
+"""A client's answers at the stages of a secure sum (`fedprune.privacy.secure.secure_sum`).
 
 A client keeps nothing between stages: its secrets are derived anew each time, and everything else
 comes with the question. What makes that safe is its ledger, which gives each round one answer: the
@@ -37,12 +37,13 @@ from fedprune.federated.secure_questions import (
     terms_of,
 )
 from fedprune.federated.station import Station
-from fedprune.privacy import Entry, Granted, Memoised, secure_sum
-from fedprune.privacy.aggregate import AggregateMechanism, Vector
-from fedprune.privacy.chain import STORED
-from fedprune.privacy.roster import read_roster
-from fedprune.privacy.secure_keys import Advert, ClientSecrets, secret_of
-from fedprune.privacy.secure_terms import SumTerms
+from fedprune.privacy import Entry, Granted, Memoised
+from fedprune.privacy.ledgers.chain import STORED
+from fedprune.privacy.mechanisms.aggregate import AggregateMechanism, Vector
+from fedprune.privacy.secure import secure_sum
+from fedprune.privacy.secure.roster import read_roster
+from fedprune.privacy.secure.secure_keys import Advert, ClientSecrets, secret_of
+from fedprune.privacy.secure.secure_terms import SumTerms
 
 _LOG = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from fedprune.errors import FederationError, PrivacyError
 from fedprune.federated.answering import check_layout
 from fedprune.federated.messages import Question
 from fedprune.federated.report_answers import selector
-from fedprune.privacy.aggregate import AggregateMechanism
-from fedprune.privacy.entry import Entry
-from fedprune.privacy.events import NO_CHARGE, REPLACEMENT, Event
-from fedprune.privacy.secure_terms import SumTerms
+from fedprune.privacy.budgets.events import NO_CHARGE, REPLACEMENT, Event
+from fedprune.privacy.ledgers.entry import Entry
+from fedprune.privacy.mechanisms.aggregate import AggregateMechanism
+from fedprune.privacy.secure.secure_terms import SumTerms
 
 KEYS, SHARES, INPUT = "query.sum_keys", "query.sum_shares", "query.sum_input"
 CONSENT, REVEAL = "query.sum_consent", "query.sum_reveal"

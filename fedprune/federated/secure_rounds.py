@@ -31,12 +31,12 @@ from fedprune.federated.secure_questions import (
     round_of,
     terms_settings,
 )
-from fedprune.privacy import secure_unmask
-from fedprune.privacy.aggregate import AggregateMechanism, Vector
-from fedprune.privacy.keys import signature_holds
-from fedprune.privacy.secure_keys import SIGNATURE_BYTES, Advert
-from fedprune.privacy.secure_sum import consent_text
-from fedprune.privacy.secure_terms import SumTerms
+from fedprune.privacy.ledgers.keys import signature_holds
+from fedprune.privacy.mechanisms.aggregate import AggregateMechanism, Vector
+from fedprune.privacy.secure import secure_unmask
+from fedprune.privacy.secure.secure_keys import SIGNATURE_BYTES, Advert
+from fedprune.privacy.secure.secure_sum import consent_text
+from fedprune.privacy.secure.secure_terms import SumTerms
 
 Own = Callable[[int], Mapping[str, bytes]]
 Check = Callable[[int, bytes], bytes]

@@ -1,36 +1,50 @@
 """Private mask reports: mechanisms, estimation, accounting, ledger, secure sums, planning."""
 
-from fedprune.privacy.accountant import Accountant, Release
-from fedprune.privacy.accounting import Budget, compose_pure
-from fedprune.privacy.aggregate import AggregateMechanism
-from fedprune.privacy.assignment import assigned_blocks, public_ranks
-from fedprune.privacy.bitwise_response import BitwiseResponse
-from fedprune.privacy.chain import Entry
-from fedprune.privacy.cohorts import CohortAnswer
-from fedprune.privacy.composition import delta_of, epsilon_of, noise_multiplier_for
-from fedprune.privacy.discrete_gaussian import DiscreteGaussian, DiscreteLaplace
-from fedprune.privacy.estimation import VoteEstimate, VoteSums
-from fedprune.privacy.events import (
+from fedprune.privacy.budgets.accountant import Accountant, Release
+from fedprune.privacy.budgets.accounting import Budget, compose_pure
+from fedprune.privacy.budgets.composition import delta_of, epsilon_of, noise_multiplier_for
+from fedprune.privacy.budgets.events import (
     CLIENT,
     RECORD,
     PureEvent,
     SubsampledGaussianEvent,
     ZeroConcentratedEvent,
 )
-from fedprune.privacy.filters import filter_of
-from fedprune.privacy.guarantees import (
+from fedprune.privacy.budgets.filters import filter_of
+from fedprune.privacy.budgets.guarantees import (
     COVERED,
     Guarantee,
     not_covered,
     overall_client_epsilon,
     overall_epsilon,
 )
-from fedprune.privacy.honesty import HonestyTest, check_reports
-from fedprune.privacy.influence import Influence, influence, tolerated_share
-from fedprune.privacy.keys import SigningKey, key_path
-from fedprune.privacy.ledger import Granted, Ledger, Memoised
-from fedprune.privacy.mechanism import Mechanism, counts_for
-from fedprune.privacy.phases import (
+from fedprune.privacy.budgets.shuffling import (
+    central_delta,
+    central_epsilon,
+    local_epsilon_for,
+    threshold_probability,
+)
+from fedprune.privacy.ledgers.chain import Entry
+from fedprune.privacy.ledgers.cohorts import CohortAnswer
+from fedprune.privacy.ledgers.keys import SigningKey, key_path
+from fedprune.privacy.ledgers.ledger import Granted, Ledger, Memoised
+from fedprune.privacy.ledgers.receipt_checks import epsilon_of as epsilon_of_receipts
+from fedprune.privacy.ledgers.receipt_checks import verify_receipts
+from fedprune.privacy.ledgers.receipts import Receipt
+from fedprune.privacy.mechanisms.aggregate import AggregateMechanism
+from fedprune.privacy.mechanisms.assignment import assigned_blocks, public_ranks
+from fedprune.privacy.mechanisms.bitwise_response import BitwiseResponse
+from fedprune.privacy.mechanisms.discrete_gaussian import DiscreteGaussian, DiscreteLaplace
+from fedprune.privacy.mechanisms.estimation import VoteEstimate, VoteSums
+from fedprune.privacy.mechanisms.mechanism import Mechanism, counts_for
+from fedprune.privacy.mechanisms.record_scores import RecordScores
+from fedprune.privacy.mechanisms.reports import Report, ReportFormat
+from fedprune.privacy.mechanisms.special_cases import duchi, k_ary, make_mechanism, warner
+from fedprune.privacy.mechanisms.threshold_response import ThresholdResponse
+from fedprune.privacy.secure.roster import read_roster
+from fedprune.privacy.votes.honesty import HonestyTest, check_reports
+from fedprune.privacy.votes.influence import Influence, influence, tolerated_share
+from fedprune.privacy.votes.phases import (
     PhaseVotes,
     choose_undecided,
     combine,
@@ -38,27 +52,13 @@ from fedprune.privacy.phases import (
     phase_plan,
     units_to_ask,
 )
-from fedprune.privacy.planning import (
+from fedprune.privacy.votes.planning import (
     RecallPrediction,
     predict_recall,
     recall_interval,
     variance_for_recall,
 )
-from fedprune.privacy.prior import Posterior, magnitude_posterior
-from fedprune.privacy.receipt_checks import epsilon_of as epsilon_of_receipts
-from fedprune.privacy.receipt_checks import verify_receipts
-from fedprune.privacy.receipts import Receipt
-from fedprune.privacy.record_scores import RecordScores
-from fedprune.privacy.reports import Report, ReportFormat
-from fedprune.privacy.roster import read_roster
-from fedprune.privacy.shuffling import (
-    central_delta,
-    central_epsilon,
-    local_epsilon_for,
-    threshold_probability,
-)
-from fedprune.privacy.special_cases import duchi, k_ary, make_mechanism, warner
-from fedprune.privacy.threshold_response import ThresholdResponse
+from fedprune.privacy.votes.prior import Posterior, magnitude_posterior
 
 __all__ = [
     "CLIENT",

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 
 from fedprune.config import Config, TrainConfig
 from fedprune.errors import PrivacyError
-from fedprune.privacy.accounting import Budget
-from fedprune.privacy.composition import epsilon_of
-from fedprune.privacy.events import ADD_REMOVE_RECORD, Event, SubsampledGaussianEvent
-from fedprune.privacy.filters import filter_of
-from fedprune.privacy.poisson import PoissonSampling
+from fedprune.privacy.budgets.accounting import Budget
+from fedprune.privacy.budgets.composition import epsilon_of
+from fedprune.privacy.budgets.events import ADD_REMOVE_RECORD, Event, SubsampledGaussianEvent
+from fedprune.privacy.budgets.filters import filter_of
+from fedprune.privacy.mechanisms.poisson import PoissonSampling
 
 _LEAST, _MOST = 2.0**-6, 2.0**16
 _PRECISION = 1e-4

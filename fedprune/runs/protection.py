@@ -15,10 +15,8 @@ import numpy as np
 
 from fedprune.config import Config, PruneConfig
 from fedprune.errors import PrivacyError
-from fedprune.privacy.accounting import Budget
-from fedprune.privacy.aggregate import AggregateMechanism
-from fedprune.privacy.assignment import public_ranks
-from fedprune.privacy.events import (
+from fedprune.privacy.budgets.accounting import Budget
+from fedprune.privacy.budgets.events import (
     ADD_REMOVE_RECORD,
     RELATIONS,
     REPLACEMENT,
@@ -28,14 +26,20 @@ from fedprune.privacy.events import (
     SubsampledGaussianEvent,
     ZeroConcentratedEvent,
 )
-from fedprune.privacy.filters import filter_of
-from fedprune.privacy.guarantees import TRUST, Guarantee
-from fedprune.privacy.mechanism import Mechanism
-from fedprune.privacy.phases import phase_cohorts, phase_plan, units_to_ask
-from fedprune.privacy.record_scores import RecordScores
-from fedprune.privacy.shuffling import central_epsilon, local_epsilon_for, threshold_probability
-from fedprune.privacy.special_cases import make_mechanism
-from fedprune.privacy.threshold_response import ThresholdResponse
+from fedprune.privacy.budgets.filters import filter_of
+from fedprune.privacy.budgets.guarantees import TRUST, Guarantee
+from fedprune.privacy.budgets.shuffling import (
+    central_epsilon,
+    local_epsilon_for,
+    threshold_probability,
+)
+from fedprune.privacy.mechanisms.aggregate import AggregateMechanism
+from fedprune.privacy.mechanisms.assignment import public_ranks
+from fedprune.privacy.mechanisms.mechanism import Mechanism
+from fedprune.privacy.mechanisms.record_scores import RecordScores
+from fedprune.privacy.mechanisms.special_cases import make_mechanism
+from fedprune.privacy.mechanisms.threshold_response import ThresholdResponse
+from fedprune.privacy.votes.phases import phase_cohorts, phase_plan, units_to_ask
 from fedprune.runs.private_rounds import noise_multiplier, private_rounds
 from fedprune.runs.private_rounds import record_budget as target_budget
 from fedprune.runs.private_rounds import round_event as event_of_round

@@ -10,10 +10,10 @@ from typing import Any
 from fedprune import privacy
 from fedprune.config import Config
 from fedprune.privacy import Budget, Entry, Ledger
-from fedprune.privacy.accountant import Accountant, Release
-from fedprune.privacy.chain import RESERVED, STORED
-from fedprune.privacy.events import UNIT_OF, PureEvent, event_from_text
-from fedprune.privacy.guarantees import not_covered, overall_epsilon
+from fedprune.privacy.budgets.accountant import Accountant, Release
+from fedprune.privacy.budgets.events import UNIT_OF, PureEvent, event_from_text
+from fedprune.privacy.budgets.guarantees import not_covered, overall_epsilon
+from fedprune.privacy.ledgers.chain import RESERVED, STORED
 from fedprune.runs.folder import RunFolder
 from fedprune.runs.protection import budgets, guarantee
 from fedprune.runs.receipts import read_receipts

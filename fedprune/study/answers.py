@@ -7,10 +7,16 @@ from dataclasses import dataclass
 
 from fedprune import runs
 from fedprune.config import Config
-from fedprune.privacy.accountant import Accountant, Release
-from fedprune.privacy.events import ADD_REMOVE_RECORD, REPLACEMENT, UNIT_OF, Event, PureEvent
-from fedprune.privacy.planning import RecallPrediction, recall_interval
-from fedprune.privacy.secure_graph import SharingPlan
+from fedprune.privacy.budgets.accountant import Accountant, Release
+from fedprune.privacy.budgets.events import (
+    ADD_REMOVE_RECORD,
+    REPLACEMENT,
+    UNIT_OF,
+    Event,
+    PureEvent,
+)
+from fedprune.privacy.secure.secure_graph import SharingPlan
+from fedprune.privacy.votes.planning import RecallPrediction, recall_interval
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from fedprune import privacy, runs
 from fedprune.config import Config
 from fedprune.errors import PrivacyError
-from fedprune.privacy.guarantees import TRUST
-from fedprune.privacy.planning import RecallPrediction
+from fedprune.privacy.budgets.guarantees import TRUST
+from fedprune.privacy.votes.planning import RecallPrediction
 from fedprune.study.answers import Answer, answer_of
 
 WANTED_RECALL = 0.9

@@ -14,7 +14,7 @@ from fedprune import pruning, runs
 from fedprune.config import Config
 from fedprune.data import Dataset, Schema
 from fedprune.errors import PruningError
-from fedprune.privacy.planning import CLIENT_MODEL, USEFUL_RECALL
+from fedprune.privacy.votes.planning import CLIENT_MODEL, USEFUL_RECALL
 from fedprune.pruning import UnitLayout
 from fedprune.runs import Architecture, weights_vector
 from fedprune.study.answers import answer_of, planned_totals

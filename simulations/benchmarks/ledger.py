@@ -30,8 +30,8 @@ import numpy as np
 
 from fedprune import __version__
 from fedprune.privacy import Budget, Entry, Ledger, SigningKey
-from fedprune.privacy.chain import STORED
-from fedprune.privacy.events import REPLACEMENT, PureEvent
+from fedprune.privacy.budgets.events import REPLACEMENT, PureEvent
+from fedprune.privacy.ledgers.chain import STORED
 
 SIZES = (2, 57)
 WANTED_CLIENTS_PER_SECOND, WANTED_SECONDS = 100_000, 0.020

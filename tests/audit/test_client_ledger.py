@@ -18,8 +18,7 @@ from fedprune.audit.client_ledger import describe, verify
 from fedprune.audit.ledger_report import exact_decimal
 from fedprune.errors import LedgerError, PrivacyError
 from fedprune.privacy import Budget, Entry, Ledger, Receipt, SigningKey, key_path
-from fedprune.privacy.chain import SENT
-from fedprune.privacy.events import (
+from fedprune.privacy.budgets.events import (
     ADD_REMOVE_RECORD,
     NO_CHARGE,
     REPLACEMENT,
@@ -28,6 +27,7 @@ from fedprune.privacy.events import (
     SubsampledGaussianEvent,
     event_to_text,
 )
+from fedprune.privacy.ledgers.chain import SENT
 
 TENTH = "0.1000000000000000055511151231257827021181583404541015625"  # what 0.1 is
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from fedprune.audit import audit, headlines, write_report
 from fedprune.errors import RunError
 from fedprune.privacy import Entry, Receipt, SigningKey
-from fedprune.privacy.accounting import REPLACEMENT, UNPROTECTED
-from fedprune.privacy.chain import SENT, STORED
+from fedprune.privacy.budgets.accounting import REPLACEMENT, UNPROTECTED
+from fedprune.privacy.ledgers.chain import SENT, STORED
 from fedprune.runs import RunFolder, privacy_figures
 
 

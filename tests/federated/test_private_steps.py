@@ -32,9 +32,9 @@ from fedprune.federated.private_steps import (
     clipped_sum,
     train_privately,
 )
-from fedprune.privacy.composition import epsilon_of
-from fedprune.privacy.events import ADD_REMOVE_RECORD
-from fedprune.privacy.gaussian_noise import SIGMA
+from fedprune.privacy.budgets.composition import epsilon_of
+from fedprune.privacy.budgets.events import ADD_REMOVE_RECORD
+from fedprune.privacy.mechanisms.gaussian_noise import SIGMA
 from fedprune.randomness import SimulationRandomness
 from fedprune.runs import Architecture, load_weights_vector, weights_vector
 

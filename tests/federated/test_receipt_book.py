@@ -19,8 +19,8 @@ from fedprune.federated.introduction import Introduction
 from fedprune.federated.messages import Question, answer_content
 from fedprune.federated.receipts import ReceiptBook, content_hash
 from fedprune.privacy import Budget, Entry, Ledger, SigningKey
-from fedprune.privacy.chain import SENT
-from fedprune.privacy.events import REPLACEMENT, UNPROTECTED, PureEvent
+from fedprune.privacy.budgets.events import REPLACEMENT, UNPROTECTED, PureEvent
+from fedprune.privacy.ledgers.chain import SENT
 from fedprune.runs import Architecture, RunFolder, weights_vector
 
 ARCHITECTURE = Architecture.dense("mlp", 10, (1, 8, 8))

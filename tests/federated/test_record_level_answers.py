@@ -31,9 +31,9 @@ from fedprune.federated.private_training import answer_train_private, training_s
 from fedprune.federated.record_answers import answer_record_scores, record_settings
 from fedprune.federated.station import Station, model_of
 from fedprune.privacy import Budget, Ledger, Report, SigningKey
-from fedprune.privacy.events import ADD_REMOVE_RECORD, REPLACEMENT
-from fedprune.privacy.filters import filter_of
-from fedprune.privacy.record_scores import RecordScores
+from fedprune.privacy.budgets.events import ADD_REMOVE_RECORD, REPLACEMENT
+from fedprune.privacy.budgets.filters import filter_of
+from fedprune.privacy.mechanisms.record_scores import RecordScores
 from fedprune.runs import Architecture, weights_vector
 
 CLIENTS = 10

@@ -38,8 +38,8 @@ from fedprune.federated.secure_questions import (
 )
 from fedprune.federated.secure_rounds import RevealedSum, secure_sum
 from fedprune.privacy import Ledger, SigningKey
-from fedprune.privacy.aggregate import AggregateMechanism
-from fedprune.privacy.filters import filter_of
+from fedprune.privacy.budgets.filters import filter_of
+from fedprune.privacy.mechanisms.aggregate import AggregateMechanism
 from fedprune.progress import Quiet
 from fedprune.runs import Architecture, RunFolder, weights_vector
 

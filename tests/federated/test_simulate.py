@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from fedprune.errors import FederationError, RunError
 from fedprune.federated.simulate import resume
 from fedprune.privacy import Ledger
-from fedprune.privacy.chain import STORED
+from fedprune.privacy.ledgers.chain import STORED
 from fedprune.progress import Quiet
 from fedprune.runs import RunFolder
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from fedprune.audit import audit, write_report
 from fedprune.errors import ConfigError, FederationError
 from fedprune.privacy import Ledger
-from fedprune.privacy.events import ADD_REMOVE_RECORD, REPLACEMENT
+from fedprune.privacy.budgets.events import ADD_REMOVE_RECORD, REPLACEMENT
 from fedprune.runs import RunFolder
 
 FAST = ("evaluate.baselines=false", "evaluate.certified_rows=10", "train.rounds=1")

@@ -13,7 +13,7 @@ from fedprune import audit
 from fedprune.errors import FederationError
 from fedprune.federated.simulate import resume, simulate
 from fedprune.privacy import Ledger
-from fedprune.privacy.chain import STORED
+from fedprune.privacy.ledgers.chain import STORED
 from fedprune.progress import Quiet
 
 SIXTEEN = (

@@ -6,9 +6,9 @@ import pytest
 
 from fedprune import config as configuration
 from fedprune.errors import PrivacyError
-from fedprune.privacy.composition import noise_multiplier_for
-from fedprune.privacy.events import PureEvent
-from fedprune.privacy.filters import filter_of
+from fedprune.privacy.budgets.composition import noise_multiplier_for
+from fedprune.privacy.budgets.events import PureEvent
+from fedprune.privacy.budgets.filters import filter_of
 from fedprune.runs.private_rounds import (
     noise_multiplier,
     private_rounds,

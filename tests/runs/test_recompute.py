@@ -11,7 +11,7 @@ import pytest
 from deployed_run import Deployed, deploy
 
 from fedprune.errors import LedgerError, RunError
-from fedprune.privacy.events import REPLACEMENT, UNPROTECTED
+from fedprune.privacy.budgets.events import REPLACEMENT, UNPROTECTED
 from fedprune.runs import (
     RunFolder,
     is_run_of,

@@ -24,8 +24,8 @@ from scipy import stats
 from fedprune.errors import PrivacyError
 from fedprune.privacy.empirical.noise import Noise
 from fedprune.privacy.empirical.outcome import TestOutcome
-from fedprune.privacy.reports import Report
-from fedprune.privacy.threshold_response import ThresholdResponse
+from fedprune.privacy.mechanisms.reports import Report
+from fedprune.privacy.mechanisms.threshold_response import ThresholdResponse
 
 _LAGS = (1, 2, 3, 4, 8)
 _SHIFTS = 8

@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike
 
 from fedprune.privacy.empirical.noise import Bits, Noise
 from fedprune.privacy.empirical.worlds import EventCounts, Sampler, Statistics, two_worlds
-from fedprune.privacy.reports import Report
-from fedprune.privacy.threshold_response import ThresholdResponse
+from fedprune.privacy.mechanisms.reports import Report
+from fedprune.privacy.mechanisms.threshold_response import ThresholdResponse
 from fedprune.randomness import Randomness
 
 Randomizer: TypeAlias = Callable[[Bits, Sequence[Randomness]], Sequence[Report]]

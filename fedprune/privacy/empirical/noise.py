@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedprune.errors import PrivacyError
-from fedprune.privacy.reports import Report
-from fedprune.privacy.threshold_response import ThresholdResponse
+from fedprune.privacy.mechanisms.reports import Report
+from fedprune.privacy.mechanisms.threshold_response import ThresholdResponse
 
 Bits: TypeAlias = NDArray[np.bool_]
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from fedprune.errors import PrivacyError
+from fedprune.privacy.budgets.events import RELATIONS, UNIT_OF
 from fedprune.privacy.empirical.limits import check_level
 from fedprune.privacy.empirical.outcome import TestOutcome
-from fedprune.privacy.events import RELATIONS, UNIT_OF
 
 
 class Evidence(Protocol):

@@ -17,8 +17,8 @@ from scipy import stats
 
 from fedprune.privacy.empirical.noise import Noise
 from fedprune.privacy.empirical.outcome import TestOutcome
-from fedprune.privacy.reports import Report
-from fedprune.privacy.threshold_response import ThresholdResponse
+from fedprune.privacy.mechanisms.reports import Report
+from fedprune.privacy.mechanisms.threshold_response import ThresholdResponse
 
 _BERRY_ESSEEN = 0.4748  # Shevtsova 2011, for sums of independent terms with one law
 

@@ -1,0 +1,1 @@
+"""What a client enforces: the durable ledger, its signed receipts and its keys."""

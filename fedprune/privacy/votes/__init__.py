@@ -1,0 +1,1 @@
+"""What is made of the estimates: priors, phases, hostile clients, planning."""
