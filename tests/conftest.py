@@ -1,15 +1,36 @@
-"""Shared fixtures: where the optional real data sets are."""
+"""How the suite runs (two files at a time) and what tests share (data, a finished run)."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each would fight for cores
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 from helpers import run_small
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+WORKERS = 2
+# Files that start clusters, SuperLinks or SuperNodes: one after another, in one worker.
+ALONE = {"integration", "test_network.py", "test_processes.py", "test_flower_processes.py"}
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Use workers for folders; a single file or test is quicker, and can be debugged, without."""
+    chosen = [argument.split("::")[0] for argument in config.args]
+    return WORKERS if all(Path(path).is_dir() for path in chosen) else 0
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Keep a file's tests in one worker, where they share what it has set up."""
+    for item in items:
+        alone = not ALONE.isdisjoint(item.path.relative_to(REPOSITORY / "tests").parts)
+        item.add_marker(pytest.mark.xdist_group("alone" if alone else str(item.path)))
 
 
 def _unpack_if_present(target: Path) -> Path | None:
