@@ -12,8 +12,10 @@ from fedprune.config import Config
 from fedprune.errors import FederationError, RunError
 from fedprune.federated.experiment import JsonDict
 from fedprune.federated.local_grid import LocalGrid
-from fedprune.federated.opening import close_stations
+from fedprune.federated.opening import close_stations, open_simulation
 from fedprune.federated.server import check_continuable, run
+from fedprune.federated.sharing import Sharing
+from fedprune.federated.workers import WorkerSettings, worker_processes
 from fedprune.progress import Reporter
 from fedprune.runs import RunFolder, compare_over_seeds
 
@@ -34,8 +36,17 @@ def simulate(
     Raises:
         FedpruneError: in one sentence.
     """
-    folder = RunFolder.create(out, _located(config, Path(out), config.seed))
-    return _all_seeds(folder, reporter, engine)
+    folder = begin(config, out)
+    return finish(folder, reporter, lambda config: ENGINES[engine](config, None))
+
+
+def begin(config: Config, out: str | Path) -> RunFolder:
+    """Make the folder of a simulation.
+
+    Raises:
+        RunError: if it already holds something.
+    """
+    return RunFolder.create(out, _located(config, Path(out), config.seed))
 
 
 def resume(out: str | Path, reporter: Reporter, engine: str = "local") -> JsonDict:
@@ -53,32 +64,36 @@ def resume(out: str | Path, reporter: Reporter, engine: str = "local") -> JsonDi
             f"{out} is the run of deployed clients; continue it by running its server app again "
             "with the same configuration"
         )
-    return _all_seeds(folder, reporter, engine)
+    return finish(folder, reporter, lambda config: ENGINES[engine](config, None))
 
 
 @contextmanager
-def local_engine(config: Config) -> Iterator[Engine]:
+def local_engine(config: Config, sharing: Sharing | None = None) -> Iterator[Engine]:
     """Run in this process: no Ray, no sockets."""
-    del config
+    settings = WorkerSettings(config.engine.workers, config.federation.deadline_seconds)
 
     def run_here(folder: RunFolder, reporter: Reporter) -> None:
         config = folder.config.model_copy(update={"out": str(folder.path)})
-        grid = LocalGrid(config.data.clients, configuration.to_flat(config))
+        flat = configuration.to_flat(config)
+        grid = LocalGrid(config.data.clients, flat)
         try:
             with folder.locked():
-                run(grid, folder, reporter)
+                if sharing is not None:
+                    open_simulation(flat, grid.run.run_id, sharing.kept)
+                run(grid, folder, reporter, sharing)
         finally:
             close_stations()
 
-    yield run_here
+    with worker_processes(settings):
+        yield run_here
 
 
 @contextmanager
-def flower_engine(config: Config) -> Iterator[Engine]:
+def flower_engine(config: Config, sharing: Sharing | None = None) -> Iterator[Engine]:
     """Run on Flower's simulation engine (Ray), in processes of its own."""
     from fedprune.federated.flower_engine import flower_simulation
 
-    with flower_simulation(config) as flower:
+    with flower_simulation(config, {} if sharing is None else sharing.environment()) as flower:
 
         def run_there(folder: RunFolder, reporter: Reporter) -> None:
             flower.run(folder.config, folder.path, reporter)
@@ -86,20 +101,30 @@ def flower_engine(config: Config) -> Iterator[Engine]:
         yield run_there
 
 
-ENGINES: Mapping[str, Callable[[Config], AbstractContextManager[Engine]]] = {
+ENGINES: Mapping[str, Callable[[Config, Sharing | None], AbstractContextManager[Engine]]] = {
     "local": local_engine,
     "flower": flower_engine,
 }
 
 
-def _all_seeds(folder: RunFolder, reporter: Reporter, engine: str) -> JsonDict:
-    config = folder.config
-    paths = [folder.path] + [
-        _seed_path(folder, seed)
-        for seed in range(config.seed + 1, config.seed + config.evaluate.seeds)
-    ]
+def finish(
+    folder: RunFolder,
+    reporter: Reporter,
+    open_engine: Callable[[Config], AbstractContextManager[Engine]],
+) -> JsonDict:
+    """Do what is left of a simulation, all seeds, and give the summary.
+
+    Args:
+        folder: of the first seed, in which the others lie.
+        reporter: where to say how far it is.
+        open_engine: gives what to run on, if there is something left to do.
+
+    Raises:
+        FedpruneError: in one sentence.
+    """
+    config, paths = folder.config, seed_paths(folder)
     if not all((path / "summary.json").is_file() for path in paths):
-        with ENGINES[engine](config) as run_on:
+        with open_engine(config) as run_on:
             _run_seeds(folder, reporter, run_on)
     summaries = [RunFolder.open(path).read_json("summary.json") for path in paths]
     with folder.locked():
@@ -116,6 +141,13 @@ def _run_seeds(folder: RunFolder, reporter: Reporter, run_on: Engine) -> None:
         if not own.has("summary.json"):
             check_continuable(own)
             run_on(own, reporter)
+
+
+def seed_paths(folder: RunFolder) -> list[Path]:
+    """Where the runs of all seeds lie, the first seed's first."""
+    config = folder.config
+    further = range(config.seed + 1, config.seed + config.evaluate.seeds)
+    return [folder.path, *(_seed_path(folder, seed) for seed in further)]
 
 
 def _seed_path(folder: RunFolder, seed: int) -> Path:

@@ -1,22 +1,37 @@
-"""A client's local training in the open: weights leave it unprotected, as its ledger says."""
+"""A client's local training in the open: weights leave it unprotected, as its ledger says.
+
+A simulation's cohorts train in worker processes, once those are there; before that, for a single
+client and on a deployed one they train in this process. What comes out is the same bit for bit.
+"""
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import nn
 
 from fedprune.config import Scalar
 from fedprune.errors import FedpruneError
 from fedprune.federated.answering import Outcome, send_unprotected
 from fedprune.federated.messages import Question, answer_content
-from fedprune.federated.station import RowSource, Station
-from fedprune.federated.training import LocalTraining, train_locally
-from fedprune.runs import load_weights_vector, weights_vector
+from fedprune.federated.station import RowSource, Station, threads
+from fedprune.federated.trainers import Trainers, traits
+from fedprune.federated.training import LocalTraining
+from fedprune.federated.workers import (
+    ClientFailedError,
+    Trained,
+    Work,
+    WorkersUnavailableError,
+    open_workers,
+)
+from fedprune.federated.workers.settings import cores
+
+_STREAM = "train"
+_TRAINERS = Trainers()
+_LOG = logging.getLogger(__name__)
 
 
 def answer_train(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
@@ -28,27 +43,104 @@ def answer_train(station: Station, question: Question, clients: Sequence[int]) -
         momentum=question.number("momentum", 0.0),
         weight_decay=question.number("weight_decay", 0.0),
     )
+    done = _in_workers(station, question, how, clients)
+    rest = {place: client for place, client in enumerate(clients) if place not in done}
+    done |= _here(station, question, how, rest)
+    return _sent(station, question, clients, [done[place] for place in range(len(clients))])
 
-    workers = threading.local()
+
+def _in_workers(
+    station: Station, question: Question, how: LocalTraining, clients: Sequence[int]
+) -> dict[int, Outcome]:
+    """Train in worker processes, if there are any; give the outcome at every place that is done."""
+    done: dict[int, Outcome] = {}
+    workers, name = open_workers(), question.architecture.model
+    if workers is None or not station.simulated or question.seed is None or len(clients) < 2:
+        return done
+    pool = workers.lend(name)
+    if pool is None:
+        return done
+    work = Work(
+        rows=station.dataset.train,
+        architecture=question.architecture,
+        weights=question.weights,
+        how=how,
+        seed=question.seed,
+        labels=(_STREAM, question.round),
+        clients=clients,
+        places=[station.index(client, "train") for client in clients],
+    )
+    try:
+        for place, found in pool.train(work, workers.settings.client_seconds):
+            done[place] = _answer(clients[place], found, len(work.places[place]))
+    except WorkersUnavailableError as error:
+        workers.refuse(name, error)
+    return done
+
+
+def _answer(client: int, found: Trained | FedpruneError, rows: int) -> Outcome:
+    if isinstance(found, FedpruneError):
+        return found
+    fields: dict[str, Scalar | bytes] = {"loss": found.loss, "rows": rows}
+    return answer_content(client, fields, torch.from_numpy(found.weights))
+
+
+def _here(
+    station: Station, question: Question, how: LocalTraining, clients: Mapping[int, int]
+) -> dict[int, Outcome]:
+    """Train in this process, each client on one thread; give the outcome at every place."""
+    if not clients:
+        return {}
 
     def train_one(client: int) -> Outcome:
-        if not hasattr(workers, "model"):
-            torch.set_num_threads(1)  # a worker's own setting: one thread a client, everywhere
-            workers.model, _ = question.architecture.build()
-        model: nn.Module = workers.model
-        load_weights_vector(model, question.weights)
-        source = RowSource(station.dataset.train, station.index(client, "train"))
-        inputs, labels = source.batch(0, len(source))
-        order = station.generator(question, "train", question.round, client)
-        try:
-            loss = train_locally(model, inputs, labels, how, order)
-        except FedpruneError as error:
-            return error
-        fields: dict[str, Scalar | bytes] = {"loss": loss, "rows": len(labels)}
-        return answer_content(client, fields, weights_vector(model))
+        torch.set_num_threads(1)  # a thread's own setting: one thread a client, everywhere
+        return _train_one(station, question, how, client)
 
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(max_workers=min(len(clients), os.cpu_count() or 1)) as pool:
-        outcomes = list(pool.map(train_one, clients))
-    torch.set_num_threads(threads)
-    return send_unprotected(station, question, "model-update", clients, outcomes)
+    # torch draws from one generator a process: who draws goes one after the other.
+    workers = open_workers()
+    most = cores() if workers is None else workers.settings.count
+    at_once = 1 if traits(question.architecture).draws else most
+    begun = time.monotonic()
+    with (
+        threads(torch.get_num_threads()),
+        ThreadPoolExecutor(max_workers=min(len(clients), at_once)) as pool,
+    ):
+        outcomes = dict(zip(clients, pool.map(train_one, clients.values()), strict=True))
+    if workers is not None and len(clients) > 1:
+        workers.trained_here(time.monotonic() - begun)
+    return outcomes
+
+
+def _train_one(station: Station, question: Question, how: LocalTraining, client: int) -> Outcome:
+    source = RowSource(station.dataset.train, station.index(client, "train"))
+    order = station.generator(question, _STREAM, question.round, client)
+    trainer = _TRAINERS.take(question.architecture)
+    try:
+        inputs, labels = source.batch(0, len(source))
+        loss = trainer.train(question.weights, inputs, labels, how, order)
+    except FedpruneError as error:
+        return error
+    except Exception as error:
+        if not station.simulated:  # what it says may depend on the client's rows
+            raise
+        _LOG.exception("a client could not be trained")
+        return ClientFailedError(
+            f"client {client} could not be trained: {type(error).__name__}: {error}"
+        )
+    fields: dict[str, Scalar | bytes] = {"loss": loss, "rows": len(labels)}
+    answer = answer_content(client, fields, trainer.read())
+    _TRAINERS.bring_back(question.architecture, trainer)
+    return answer
+
+
+def _sent(
+    station: Station, question: Question, clients: Sequence[int], outcomes: list[Outcome]
+) -> list[Outcome]:
+    """Write down what is sent; of a client that failed nothing is, so that it has no row."""
+    sent = [i for i, found in enumerate(outcomes) if not isinstance(found, ClientFailedError)]
+    if sent:
+        asked, contents = [clients[i] for i in sent], [outcomes[i] for i in sent]
+        answers = send_unprotected(station, question, "model-update", asked, contents)
+        for i, answer in zip(sent, answers, strict=True):
+            outcomes[i] = answer
+    return outcomes
