@@ -122,7 +122,7 @@ def watch(mark: Any, stores: bool) -> None:
     """Tell of the moments of a report; what the client does stays as it is, unless it forgets."""
     reserve, draw, store = (
         Ledger.reserve_many,
-        ThresholdResponse.randomize_many,
+        ThresholdResponse.randomize_rows,
         Ledger.store_many,
     )
 
@@ -132,7 +132,7 @@ def watch(mark: Any, stores: bool) -> None:
         mark("reserved")
         return answers
 
-    def randomize_many(*arguments: Any, **named: Any) -> Any:
+    def randomize_rows(*arguments: Any, **named: Any) -> Any:
         drawn = draw(*arguments, **named)
         mark("drawn")
         return drawn
@@ -143,7 +143,7 @@ def watch(mark: Any, stores: bool) -> None:
         mark("stored")
 
     Ledger.reserve_many = reserve_many  # type: ignore[method-assign]
-    ThresholdResponse.randomize_many = randomize_many  # type: ignore[method-assign]
+    ThresholdResponse.randomize_rows = randomize_rows  # type: ignore[method-assign]
     Ledger.store_many = store_many  # type: ignore[method-assign]
     if not stores:
         Ledger.receipt = lambda *_: Forgotten()  # type: ignore[assignment,method-assign]

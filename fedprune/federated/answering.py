@@ -10,21 +10,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeAlias, TypeGuard
+from typing import TypeAlias, TypeGuard, overload
 
+import numpy as np
+import torch
 from flwr.app import RecordDict
 
-from fedprune.errors import FedpruneError, LayoutMismatchError
+from fedprune import pruning
+from fedprune.errors import (
+    BudgetExceededError,
+    FederationError,
+    FedpruneError,
+    LayoutMismatchError,
+    QuestionChangedError,
+)
+from fedprune.federated.answers import Answers, Outcomes, Rows
+from fedprune.federated.answers import Outcome as Outcome
 from fedprune.federated.content_hash import RECEIPT, content_hash
 from fedprune.federated.messages import Question
 from fedprune.federated.station import Station
-from fedprune.privacy import Entry, Granted, Memoised
+from fedprune.privacy import CohortAnswer, Entry, Granted, Memoised
 from fedprune.privacy.budgets.events import UNPROTECTED, Event
 from fedprune.privacy.ledgers.chain import SENT
-from fedprune.privacy.ledgers.ledger import Answer
+from fedprune.runs import load_weights_vector
 
-Outcome: TypeAlias = RecordDict | FedpruneError
-Answerer: TypeAlias = Callable[[Station, Question, Sequence[int]], list[Outcome]]
+Answerer: TypeAlias = Callable[[Station, Question, Sequence[int]], Outcomes]
 
 
 def check_layout(question: Question) -> None:
@@ -33,12 +43,37 @@ def check_layout(question: Question) -> None:
     Raises:
         LayoutMismatchError: if their fingerprints differ.
     """
-    _, layout = question.architecture.build()
+    layout = question.architecture.own_layout
     if layout.fingerprint != question.text("fingerprint"):
         raise LayoutMismatchError(
             f"the server asks about layout {question.text('fingerprint')[:12]}, this client finds "
             f"{layout.fingerprint[:12]}; nothing was spent"
         )
+
+
+def check_scorable(station: Station, question: Question, criterion: str = "taylor") -> None:
+    """Refuse, before anything is reserved, what no deployed client could score whatever its data.
+
+    A client that has reserved answers even where its scores fail, since an error then could be an
+    answer about its data; what fails for made-up inputs too says nothing about them.
+
+    Raises:
+        FederationError: saying why.
+    """
+    if station.simulated:  # its errors may be said, and its weights are the run's own
+        return
+    schema = station.dataset.schema
+    inputs = torch.randn(2, *schema.input_shape, generator=torch.Generator().manual_seed(0))
+    try:
+        model, layout = question.architecture.build()
+        load_weights_vector(model, question.weights)
+        for probe in (inputs, torch.zeros_like(inputs)):
+            clients, labels = torch.arange(len(probe)), torch.zeros(len(probe), dtype=torch.int64)
+            pruning.score_clients(model, layout, probe, labels, clients, criterion=criterion)
+    except FedpruneError as error:
+        raise FederationError(
+            f"nobody could score what the server asks about ({error}); nothing was spent"
+        ) from None
 
 
 def refusal(answer: object) -> FedpruneError:
@@ -48,20 +83,36 @@ def refusal(answer: object) -> FedpruneError:
     return answer
 
 
+@overload
 def send_unprotected(
     station: Station,
     question: Question,
     kind: str,
     clients: Sequence[int],
-    contents: Sequence[Outcome],
-) -> list[Outcome]:
+    outcomes: list[Outcome],
+) -> list[Outcome]: ...
+
+
+@overload
+def send_unprotected(
+    station: Station, question: Question, kind: str, clients: Sequence[int], outcomes: Answers
+) -> Outcomes: ...
+
+
+def send_unprotected(
+    station: Station,
+    question: Question,
+    kind: str,
+    clients: Sequence[int],
+    outcomes: Outcomes,
+) -> Outcomes:
     """Write down what is about to be sent without a guarantee, and put each client's receipt in.
 
     A receipt binds everything else in the answer by its hash; a simulation gives none. An error
     is on record too, since it is an answer of a kind, but has no receipt.
     """
     if question.counterfactual and station.simulated:  # a baseline: nothing is sent for it
-        return list(contents)
+        return outcomes
     template = Entry(
         client="",
         run=question.run,
@@ -73,7 +124,8 @@ def send_unprotected(
     )
     if not station.ledger.private:
         station.ledger.record_unprotected_cohort(template, clients)
-        return list(contents)
+        return outcomes
+    contents = outcomes.outcomes(clients) if isinstance(outcomes, Answers) else outcomes
     entries = [
         replace(
             template,
@@ -86,7 +138,7 @@ def send_unprotected(
     for entry, found in zip(entries, contents, strict=True):
         if is_answer(found):
             found.config_records["answer"][RECEIPT] = receipt_line(station, entry)
-    return list(contents)
+    return contents
 
 
 def charged(question: Question, client: str, kind: str, relation: str, event: Event) -> Entry:
@@ -102,28 +154,34 @@ def charged(question: Question, client: str, kind: str, relation: str, event: Ev
     )
 
 
-def reserve(station: Station, template: Entry, clients: Sequence[int]) -> list[Answer]:
+def reserve(station: Station, template: Entry, clients: Sequence[int]) -> CohortAnswer:
     """Reserve one event for every client, a simulation's cohort in one row of its ledger."""
-    if station.ledger.private:
-        return station.ledger.reserve_many([replace(template, client=str(c)) for c in clients])
-    found = station.ledger.reserve_cohort(template, clients)
-    answers: dict[int, Answer] = dict(found.refused)
-    resumed = zip(found.granted.tolist(), found.resumed.tolist(), strict=True)
-    answers |= {place: Granted(again) for place, again in resumed}
-    stored = zip(found.memoised.tolist(), found.reports, strict=True)
-    answers |= {place: Memoised(report) for place, report in stored}
-    return [answers[place] for place in range(len(clients))]
+    if not station.ledger.private:
+        return station.ledger.reserve_cohort(template, clients)
+    answers = station.ledger.reserve_many([replace(template, client=str(c)) for c in clients])
+    granted = [i for i, answer in enumerate(answers) if isinstance(answer, Granted)]
+    stored = {i: one.report for i, one in enumerate(answers) if isinstance(one, Memoised)}
+    refused = {
+        i: one
+        for i, one in enumerate(answers)
+        if isinstance(one, BudgetExceededError | QuestionChangedError)
+    }
+    return CohortAnswer(
+        clients=np.array(clients, dtype=np.int64),
+        granted=np.array(granted, dtype=np.int64),
+        resumed=np.array([answers[i] != Granted() for i in granted], dtype=np.bool_),
+        memoised=np.array(list(stored), dtype=np.int64),
+        reports=tuple(stored.values()),
+        refused=refused,
+    )
 
 
-def store(
-    station: Station, template: Entry, clients: Sequence[int], reports: Sequence[bytes]
-) -> None:
-    """Store the clients' answers; on return they are on disk and may be sent."""
-    if not clients:
-        return
+def store(station: Station, template: Entry, clients: Sequence[int], reports: Rows) -> None:
+    """Store the clients' answers, [n, size]; on return they are on disk and may be sent."""
     if station.ledger.private:
         entries = [replace(template, client=str(client)) for client in clients]
-        station.ledger.store_many(list(zip(entries, reports, strict=True)))
+        texts = [report.tobytes() for report in reports]
+        station.ledger.store_many(list(zip(entries, texts, strict=True)))
     else:
         station.ledger.store_cohort(template, clients, reports)
 

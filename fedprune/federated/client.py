@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -17,7 +18,9 @@ from fedprune.errors import (
     PrivacyError,
 )
 from fedprune.federated import introduction
-from fedprune.federated.answering import Answerer, Outcome
+from fedprune.federated.again_answers import answer_train_again
+from fedprune.federated.answering import Answerer
+from fedprune.federated.answers import Answers, Outcome, Outcomes
 from fedprune.federated.evaluation_answers import answer_evaluate, answer_margins
 from fedprune.federated.introduction import Introduction
 from fedprune.federated.messages import Question, own_part
@@ -28,6 +31,7 @@ from fedprune.federated.process import is_simulated
 from fedprune.federated.record_answers import answer_record_scores
 from fedprune.federated.report_answers import answer_masks, answer_report
 from fedprune.federated.secure_answers import SUM_ANSWERERS
+from fedprune.federated.station import Station
 from fedprune.federated.training_answers import answer_train
 from fedprune.privacy.budgets.events import ADD_REMOVE_RECORD, REPLACEMENT
 
@@ -42,6 +46,7 @@ _LOG = logging.getLogger(__name__)
 ANSWERERS: Mapping[str, Answerer] = {
     "train": answer_train,
     "train.private": answer_train_private,
+    "train.again": answer_train_again,
     "evaluate": answer_evaluate,
     "query.report": answer_report,
     "query.record_scores": answer_record_scores,
@@ -51,30 +56,28 @@ ANSWERERS: Mapping[str, Answerer] = {
 }
 
 
-def answer_introduction(contexts: Sequence[Context]) -> list[Outcome]:
+def answer_introduction(station: Station, clients: Sequence[int]) -> Answers:
     """Say who each client is and what its data look like; nothing here depends on its rows."""
+    numbers = np.array(clients, dtype=np.int64)
+    if station.node is None or station.signing_key is None:
+        rows = [len(station.index(client, "test")) for client in clients]
+        return introduction.simulated_answers(numbers, station.dataset.schema, rows)
     outcomes: list[Outcome] = []
-    for context in contexts:
-        station = station_of(context.run_config, context.node_config, context.run_id)
-        client, node = client_number(context.node_config), station.node
-        if node is None or station.signing_key is None:
-            rows = len(station.index(client, "test"))
-            found = Introduction(client, True, station.dataset.schema, test_rows=rows)
-        else:
-            left = {
-                relation: station.ledger.epsilon_left(str(client), relation)
-                for relation in station.ledger.budgets
-            }
-            found = Introduction(
-                client,
-                False,
-                station.dataset.schema,
-                epsilon_left=left.get(REPLACEMENT),
-                record_epsilon_left=left.get(ADD_REMOVE_RECORD),
-                public_key=station.signing_key.public,
-            )
+    for client in clients:
+        left = {
+            relation: station.ledger.epsilon_left(str(client), relation)
+            for relation in station.ledger.budgets
+        }
+        found = Introduction(
+            client,
+            False,
+            station.dataset.schema,
+            epsilon_left=left.get(REPLACEMENT),
+            record_epsilon_left=left.get(ADD_REMOVE_RECORD),
+            public_key=station.signing_key.public,
+        )
         outcomes.append(found.to_content())
-    return outcomes
+    return Answers.of(clients, outcomes)
 
 
 def answer_cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
@@ -83,16 +86,20 @@ def answer_cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> l
     An error that a person can act on becomes an error reply with its sentence; a bug is raised,
     save on a deployed client, whose replies say nothing that might depend on its data.
     """
+    found: Sequence[RecordDict | Exception]
     try:
-        outcomes = _outcomes(messages, contexts)
+        clients = [client_number(context.node_config) for context in contexts]
+        contents = [message.content for message in messages]
+        outcomes = _outcomes(messages[0].metadata.message_type, contents, clients, contexts[0])
+        found = outcomes.outcomes(clients) if isinstance(outcomes, Answers) else outcomes
     except FedpruneError as error:
-        outcomes = [error] * len(messages)
+        found = [error] * len(messages)
     except Exception as error:
         if is_simulated():
             raise
-        outcomes = [error] * len(messages)
+        found = [error] * len(messages)
     replies: list[Message] = []
-    for message, outcome in zip(messages, outcomes, strict=True):
+    for message, outcome in zip(messages, found, strict=True):
         if isinstance(outcome, Exception):
             failure = Error(ANSWER_ERROR, _sayable(outcome))
             replies.append(Message(failure, reply_to=message))
@@ -101,20 +108,42 @@ def answer_cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> l
     return replies
 
 
+def answer_together(
+    kind: str, contents: Sequence[RecordDict], clients: Sequence[int], context: Context
+) -> Answers:
+    """Answer as `answer_cohort` does, for simulated clients that need no message each.
+
+    Args:
+        kind: of the question: a message's type.
+        contents: what each client is asked, alike save what is told to one client alone.
+        clients: their numbers, one for each content.
+        context: of any of them.
+    """
+    try:
+        outcomes = _outcomes(kind, contents, clients, context)
+        answers = outcomes if isinstance(outcomes, Answers) else Answers.of(clients, outcomes)
+    except FedpruneError as error:
+        answers = Answers.none(clients, error)
+    failures = {c: FederationError(_sayable(error)) for c, error in answers.failures.items()}
+    return replace(answers, failures=failures)
+
+
 def _outcomes(
-    messages: Sequence[Message], contexts: Sequence[Context]
-) -> Sequence[RecordDict | Exception]:
-    first, context = messages[0], contexts[0]
-    kind = first.metadata.message_type
+    kind: str, contents: Sequence[RecordDict], clients: Sequence[int], context: Context
+) -> Outcomes:
     if kind == introduction.KIND:
-        introduction.check_introduction_question(first.content)
-        return answer_introduction(contexts)
-    question = Question.from_content(first.content)
-    own = {k: v for message in messages for k, v in own_part(message.content).items()}
-    station = station_of(context.run_config, context.node_config, context.run_id)
+        introduction.check_introduction_question(contents[0])
+        return answer_introduction(_station(context), clients)
+    question = Question.from_content(contents[0])
+    different = {id(content): content for content in contents}  # most often all share one
+    own = {k: v for content in different.values() for k, v in own_part(content).items()}
+    station = _station(context)
     station.admit(question)
-    clients = [client_number(context.node_config) for context in contexts]
     return ANSWERERS[kind](station, replace(question, own=own), clients)
+
+
+def _station(context: Context) -> Station:
+    return station_of(context.run_config, context.node_config, context.run_id)
 
 
 def _sayable(error: Exception) -> str:

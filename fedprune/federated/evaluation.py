@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from fedprune import hardware
 from fedprune.errors import FederationError
+from fedprune.federated.answers import Answers
 from fedprune.federated.experiment import Experiment, Held, JsonDict
 from fedprune.federated.messages import answer_bytes
 from fedprune.runs import fairness_of_tables, lipschitz_bounds
@@ -28,8 +30,8 @@ def accuracy_of(experiment: Experiment, held: Held, dense: Held, name: str) -> f
         return None
 
     def action() -> JsonDict:
-        tables = ask_tables(experiment, held, dense, "test", experiment.clients, name)
-        total = tables.sum(axis=(0, 1))
+        heard = _tables(experiment, held, dense, "test", experiment.clients, name)
+        total = sum((tables.sum(axis=(0, 1)) for tables in heard), np.zeros((2, 2), np.int64))
         return {"accuracy": float(total[:, 1].sum() / max(1, total.sum()))}
 
     return float(experiment.phase(name, action)["accuracy"])
@@ -44,6 +46,18 @@ def ask_tables(
     round_name: str,
 ) -> Tables:
     """Collect count tables: [clients, num_groups, 2, 2]."""
+    return np.concatenate(list(_tables(experiment, held, dense, split, clients, round_name)))
+
+
+def _tables(
+    experiment: Experiment,
+    held: Held,
+    dense: Held,
+    split: str,
+    clients: list[int],
+    round_name: str,
+) -> Iterator[Tables]:
+    """Ask for count tables; give those of one or many clients at a time, in order."""
     question = experiment.question(
         round_name,
         held,
@@ -56,18 +70,17 @@ def ask_tables(
     )
     num_groups = len(experiment.schema.group_names(experiment.config.data.groups))
 
-    def read(client: int, answer: RecordDict) -> Tables:
-        raw = answer_bytes(answer, "table", "count table")
-        table = np.frombuffer(raw[: len(raw) // 8 * 8], dtype="<i8")
-        if len(raw) != 32 * num_groups or (table < 0).any():
+    def read(answers: Answers) -> Tables:
+        raw = answers.rows("table", "count table")
+        counts = np.frombuffer(raw[:, : raw.shape[1] // 8 * 8].tobytes(), dtype="<i8")
+        if raw.shape[1] != 32 * num_groups or (counts < 0).any():
             raise FederationError(
-                f"client {client} sent a count table that is not {num_groups} x 2 x 2 counts in "
-                f"round {round_name}"
+                f"client {answers.first} sent a count table that is not {num_groups} x 2 x 2 "
+                f"counts in round {round_name}"
             )
-        return table.reshape(num_groups, 2, 2)
+        return counts.reshape(len(answers), num_groups, 2, 2)
 
-    heard = experiment.ask("evaluate", question, clients, round_name, read)
-    return np.stack([table for _, table in heard])
+    return experiment.ask_together("evaluate", question, clients, round_name, read)
 
 
 def fairness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDict | None:

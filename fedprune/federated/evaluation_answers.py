@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedprune import fairness
-from fedprune.federated.answering import Outcome, send_unprotected
+from fedprune.federated.answering import send_unprotected
+from fedprune.federated.answers import Answers, Outcome, Outcomes
 from fedprune.federated.messages import Question, answer_content
 from fedprune.federated.station import RowSource, Station
 
 
-def answer_evaluate(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
+def answer_evaluate(station: Station, question: Question, clients: Sequence[int]) -> Outcomes:
     """Send count tables: group x dense right or wrong x pruned right or wrong."""
     if station.node is not None and station.node.tables != "unprotected":
         station.simulation_only(f"to send count tables: its own tables = {station.node.tables!r}")
@@ -30,13 +31,11 @@ def answer_evaluate(station: Station, question: Question, clients: Sequence[int]
             len(clients),
             len(column.names),
         )
-    contents: list[Outcome] = [
-        answer_content(client, {"table": tables[i].astype("<i8").tobytes()})
-        for i, client in enumerate(clients)
-    ]
+    counts = tables.reshape(len(clients), -1).astype("<i8").view(np.uint8)
+    answers = Answers(np.array(clients, dtype=np.int64), {"table": counts})
     if recorded:
-        return send_unprotected(station, question, "count-table", clients, contents)
-    return contents
+        return send_unprotected(station, question, "count-table", clients, answers)
+    return answers
 
 
 def answer_margins(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:

@@ -7,7 +7,7 @@ identity, which Flower's own server process sets; the local grid sets it here.
 from __future__ import annotations
 
 import sys
-import uuid
+from itertools import count
 
 from flwr.app import Message
 from flwr.supercore.run import Run
@@ -16,6 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 CHECKED_VERSIONS = ("1.41",)
 CHECKED_RAY_VERSIONS = ("2.55",)
 SERVER_NODE = 1
+_NUMBERS = count(1)
 
 
 def identify_server_task(run_id: int) -> None:
@@ -31,8 +32,8 @@ def empty_run(run_id: int) -> Run:
 
 
 def name_message(message: Message) -> str:
-    """Give a message the id that a SuperLink would give it."""
-    identifier = uuid.uuid4().hex
+    """Give a message an id of its own in this process, as a SuperLink would."""
+    identifier = f"{next(_NUMBERS):032x}"
     message.metadata.__dict__["_message_id"] = identifier
     return identifier
 

@@ -7,20 +7,23 @@ whether the server treats the run as a simulation; it decides nothing at any cli
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from flwr.app import ConfigRecord, RecordDict
+from numpy.typing import NDArray
 
 from fedprune.config import Scalar
 from fedprune.data import Schema
 from fedprune.errors import FederationError
+from fedprune.federated.answers import Answers
 from fedprune.federated.messages import answer_content, check_sender, sender
 
 KIND = "query.introduction"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Introduction:
     """What one client says of itself.
 
@@ -83,6 +86,26 @@ class Introduction:
             _number(record, "record_epsilon_left"),
             str(record.get("public_key", "")),
         )
+
+
+def simulated_answers(
+    clients: NDArray[np.int64], schema: Schema, test_rows: Sequence[int]
+) -> Answers:
+    """Introduce simulated clients, who differ in nothing but their number and test rows."""
+    shared: dict[str, Scalar | bytes] = {
+        "simulated": True,
+        "data": schema.to_json(),
+        "public_key": "",
+    }
+    return Answers(clients, {"test_rows": np.array(test_rows, dtype=np.int64)}, shared)
+
+
+def read_together(answers: Answers) -> Iterator[Introduction]:
+    """Read what `simulated_answers` wrote, in this process."""
+    schema = Schema.from_json(str(answers.shared["data"]))
+    rows = answers.columns["test_rows"]
+    for client, test_rows in zip(answers.clients.tolist(), np.asarray(rows).tolist(), strict=True):
+        yield Introduction(client, True, schema, test_rows)
 
 
 def _number(record: ConfigRecord, name: str) -> float | None:

@@ -1,34 +1,56 @@
-"""A Flower Grid without network: it runs the ClientApp's answers in this process.
+"""A Flower Grid without network: it runs a ClientApp's answers in this process.
 
-Messages that share a type and a content are answered as cohorts. Replies stream: at most one
-cohort of them is in memory, and whoever iterates sees progress.
+Messages that share a type and a content are answered as cohorts; a round in which nobody needs a
+message of its own is not even cut into messages (`answers`). Replies stream: at most one cohort of
+them is in memory, and whoever iterates sees progress. A user's own ClientApp knows no cohorts: it
+is called once for every message.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedprune.config import Scalar
-from fedprune.federated.client import answer_cohort
+from fedprune.federated.answers import Answers
+from fedprune.federated.client import answer_cohort, answer_together
+from fedprune.federated.client import app as our_app
 from fedprune.federated.flower_internals import empty_run, identify_server_task, name_message
 from fedprune.federated.process import inside_simulation
 
 COHORT = 4096  # messages answered at once; of answers that carry a model, MODELS
 MODELS = 64
+APP_ERROR = 2  # Flower's code for an app that raised
 _FIRST_NODE = 2
+_LOG = logging.getLogger(__name__)
 
 
 class LocalGrid(Grid):
     """As many simulated nodes as there are partitions, in this process."""
 
-    def __init__(self, num_nodes: int, run_config: Mapping[str, Scalar], run_id: int = 1) -> None:
-        """Make nodes 2, 3, ... for partitions 0, 1, ..."""
+    def __init__(
+        self,
+        num_nodes: int,
+        run_config: Mapping[str, Scalar],
+        run_id: int = 1,
+        client_app: ClientApp = our_app,
+    ) -> None:
+        """Make nodes 2, 3, ... for partitions 0, 1, ...
+
+        Args:
+            num_nodes: how many.
+            run_config: what every node's context says of the run.
+            run_id: Flower's number of the run.
+            client_app: what the nodes run; another one than fedprune's is called once a message.
+        """
         identify_server_task(run_id)
+        self._client_app = client_app
         self._num_nodes, self._run_config = num_nodes, dict(run_config)
         self._run = empty_run(run_id)
         self._contexts: dict[int, Context] = {}
@@ -42,6 +64,20 @@ class LocalGrid(Grid):
     def run(self) -> Run:
         """The run's record."""
         return self._run
+
+    @property
+    def foreign_app(self) -> bool:
+        """Whether the client app is another one than fedprune's."""
+        return self._client_app is not our_app
+
+    @property
+    def in_cohorts(self) -> bool:
+        """Whether clients are answered for together, by fedprune's own client app.
+
+        A grid that looks at the messages, as a subclass may, gets one for every client.
+        """
+        watched = type(self).send_and_receive is not LocalGrid.send_and_receive
+        return not (self.foreign_app or watched)
 
     def create_message(
         self,
@@ -57,6 +93,10 @@ class LocalGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """Give all node ids, in the order of their partitions."""
         return range(_FIRST_NODE, _FIRST_NODE + self._num_nodes)
+
+    def node_of(self, client: int) -> int:
+        """Give the id of the node that holds a client's partition."""
+        return _FIRST_NODE + client
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Answer messages at once and keep the replies; give the messages' ids."""
@@ -76,12 +116,46 @@ class LocalGrid(Grid):
     ) -> Iterator[Message]:
         """Answer messages cohort by cohort; replies come in the messages' order."""
         del timeout  # nothing is waited for
+        if self.foreign_app:
+            yield from map(self._answer_alone, messages)
+            return
         for cohort in _cohorts(messages):
             with inside_simulation():
                 replies = answer_cohort(
                     cohort, [self._context(m.metadata.dst_node_id) for m in cohort]
                 )
             yield from replies
+
+    def answers(
+        self, kind: str, contents: Iterable[RecordDict], nodes: Sequence[int]
+    ) -> Iterator[Answers]:
+        """Put a question to many nodes without a message for each; `in_cohorts` says if one may.
+
+        Args:
+            kind: of the question: a message's type.
+            contents: what each node is asked, alike save what is told to one of them alone.
+            nodes: their ids.
+
+        Yields:
+            The answers, cohort by cohort, in the order of the nodes.
+        """
+        asked = iter(contents)
+        for start in range(0, len(nodes), COHORT):
+            cohort = nodes[start : start + COHORT]
+            clients = [node - _FIRST_NODE for node in cohort]
+            told = list(islice(asked, len(cohort)))
+            with inside_simulation():
+                found = answer_together(kind, told, clients, self._context(cohort[0]))
+            yield found
+
+    def _answer_alone(self, message: Message) -> Message:
+        """Call the client app as Flower would: what it raises is an error reply."""
+        try:
+            with inside_simulation():
+                return self._client_app(message, self._context(message.metadata.dst_node_id))
+        except Exception as error:
+            _LOG.exception("node %d: the client app failed", message.metadata.dst_node_id)
+            return Message(Error(APP_ERROR, f"{type(error).__name__}: {error}"), reply_to=message)
 
     def _context(self, node_id: int) -> Context:
         if node_id not in self._contexts:

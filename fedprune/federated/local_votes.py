@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import RecordDict
+import torch
 from numpy.typing import NDArray
 
 from fedprune import privacy
 from fedprune.errors import FederationError, LayoutMismatchError, ReportError
+from fedprune.federated.answers import Answers
 from fedprune.federated.collected import Collected, posterior_of
 from fedprune.federated.experiment import Experiment, Held, JsonDict
-from fedprune.federated.messages import Question, answer_bytes
+from fedprune.federated.messages import Question
 from fedprune.federated.steps import Step, task
-from fedprune.privacy import Mechanism, PhaseVotes, Report, VoteEstimate
+from fedprune.privacy import Mechanism, PhaseVotes, VoteEstimate
 from fedprune.privacy.mechanisms.estimation import Counts
 from fedprune.privacy.mechanisms.reports import Rows
 from fedprune.pruning import UnitLayout
@@ -65,18 +66,14 @@ def shuffled_votes(experiment: Experiment, held: Held, step: Step) -> Collected:
     layout = held.layout()
     units = np.arange(len(layout), dtype=np.int64)
     phase = _phase(experiment, held, layout, step, 1, step.ranked, units)
-    answers = experiment.ask(
-        "query.report", phase.question, sorted(step.ranked), _label(phase), _reader(layout, phase)
-    )
-    payloads = sorted(bytes(report) for _, report in answers)  # in an order that says nothing
+    reports = _shuffled(_collect(experiment, phase, step.ranked, _reader(layout, phase)))
     least = min_reports(experiment.config)
-    if len(payloads) < least:
+    if len(reports) < least:
         raise FederationError(
-            f"{len(payloads)} reports came to the shuffler in step {step.number}, "
+            f"{len(reports)} reports came to the shuffler in step {step.number}, "
             f"privacy.min_reports = {least} are needed for the promised epsilon; none was forwarded"
         )
     mechanism = phase.mechanism
-    reports = _rows(mechanism, payloads)
     counts = privacy.counts_for(mechanism, len(reports))
     estimate = mechanism.estimate(reports, counts=counts)
     told = _told(phase, reports, counts)
@@ -131,47 +128,89 @@ def _ask(
 ) -> tuple[VoteEstimate, JsonDict]:
     """Sum one cohort's reports as they come."""
     mechanism, config = phase.mechanism, experiment.config
-    clients = sorted(phase.clients)
     ranks = privacy.public_ranks(config.data.clients, ranks_label(config))
     blocks = privacy.assigned_blocks(ranks, mechanism.num_blocks)
-    read = _reader(layout, phase, blocks)
-    answers = experiment.ask("query.report", phase.question, clients, _label(phase), read)
-    reports = _rows(mechanism, [bytes(report) for _, report in answers])
+    reports = _collect(experiment, phase, phase.clients, _reader(layout, phase, blocks))
     told = _told(phase, reports, "assigned")
     _warn(experiment, told)
     return mechanism.estimate(reports, counts="assigned"), told
 
 
-def _rows(mechanism: Mechanism, payloads: Sequence[bytes]) -> Rows:
-    """Put reports into one array: [count, report_bytes] uint8."""
-    joined = np.frombuffer(b"".join(payloads), dtype=np.uint8)
-    return joined.reshape(len(payloads), mechanism.report_bytes)
+def _collect(
+    experiment: Experiment,
+    phase: _Phase,
+    clients: Sequence[int],
+    read: Callable[[Answers], Rows],
+) -> Rows:
+    """Collect reports in the order of the clients: [count, report_bytes] uint8.
+
+    Deployed clients' are kept: which units a later phase asks about follows from them, and after a
+    restart of the server somebody else might be there, so that those who have answered the later
+    phase already would be asked another question.
+    """
+    if not experiment.simulated and (kept := _kept(experiment, phase)) is not None:
+        return kept
+    label = f"reports, {phase.question.round.replace('report-', 'step ')}"
+    heard = experiment.ask_together("query.report", phase.question, sorted(clients), label, read)
+    reports = np.concatenate(list(heard))
+    if not experiment.simulated:
+        _keep(experiment, phase, reports)
+    return reports
 
 
-def _label(phase: _Phase) -> str:
-    return f"reports, {phase.question.round.replace('report-', 'step ')}"
+def _keep(experiment: Experiment, phase: _Phase, reports: Rows) -> None:
+    name = f"checkpoints/{phase.question.round}"
+    missing = experiment.conversation.missing.get(phase.question.round, {})
+    experiment.folder.write_json(
+        f"{name}-missing.json", {str(c): why for c, why in missing.items()}
+    )
+    experiment.folder.write_tensors(
+        f"{name}-reports.safetensors", {"reports": torch.from_numpy(reports)}
+    )
+
+
+def _kept(experiment: Experiment, phase: _Phase) -> Rows | None:
+    name = f"checkpoints/{phase.question.round}"
+    if not experiment.folder.has(f"{name}-reports.safetensors"):
+        return None
+    missing = experiment.folder.read_json(f"{name}-missing.json")
+    if missing:
+        found = {int(client): str(why) for client, why in missing.items()}
+        experiment.conversation.missing[phase.question.round] = found
+    reports = experiment.folder.read_tensors(f"{name}-reports.safetensors")["reports"]
+    return np.asarray(reports.numpy(), dtype=np.uint8)
+
+
+def _shuffled(reports: Rows) -> Rows:
+    """Sort reports by their bytes: an order that says nothing."""
+    return reports[np.lexsort(reports.T[::-1])]
 
 
 def _reader(
     layout: UnitLayout, phase: _Phase, blocks: Index | None = None
-) -> Callable[[int, RecordDict], Report]:
-    def read(client: int, answer: RecordDict) -> Report:
-        record = answer.config_records["answer"]
-        if record.get("fingerprint") != layout.fingerprint:
+) -> Callable[[Answers], Rows]:
+    def read(answers: Answers) -> Rows:
+        fingerprint, first = str(answers.alike("fingerprint")), answers.first
+        if fingerprint != layout.fingerprint:
             raise LayoutMismatchError(
-                f"client {client} answers about layout {str(record.get('fingerprint'))[:12]}, the "
-                f"server asked about {layout.fingerprint[:12]}"
+                f"client {first} answers about layout {fingerprint[:12]}, the server asked about "
+                f"{layout.fingerprint[:12]}"
             )
-        report = Report(answer_bytes(answer, "report", "report"))
-        try:
-            (about,), _ = phase.mechanism.format.decode([report])
-        except ReportError as error:
-            raise ReportError(f"client {client}: {error}") from None
-        if blocks is not None and about != blocks[client]:
+        reports, size = answers.rows("report", "report"), phase.mechanism.report_bytes
+        if reports.shape[1] != size:
             raise ReportError(
-                f"client {client} reports about block {about}, its assigned one is {blocks[client]}"
+                f"client {first}: its report must have {size} bytes, got {reports.shape[1]}"
             )
-        return report
+        try:
+            about, _ = phase.mechanism.format.decode(reports)
+        except ReportError as error:
+            raise ReportError(f"client {first}: {error}") from None
+        if blocks is not None and (about != blocks[answers.clients]).any():
+            raise ReportError(
+                f"client {first} reports about block {about[0]}, its assigned one is "
+                f"{blocks[first]}"
+            )
+        return reports
 
     return read
 

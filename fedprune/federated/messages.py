@@ -19,7 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Recor
 from torch import Tensor
 
 from fedprune.config import Scalar
-from fedprune.errors import FederationError
+from fedprune.errors import FederationError, RunError
 from fedprune.federated.package import package_hash, package_name
 from fedprune.runs import Architecture
 
@@ -96,14 +96,15 @@ class Question:
                 round=str(task["round"]),
                 architecture=Architecture.from_json(str(task["architecture"])),
                 weights=_from_array(arrays["weights"]),
-                settings=json.loads(str(task["settings"])),
+                settings=_settings(str(task["settings"])),
                 reference=_from_array(arrays["reference"]) if "reference" in arrays else None,
                 counterfactual=bool(task["counterfactual"]),
                 seed=None if seed is None else int(str(seed)),
                 own=own_part(content),
             )
-        except (KeyError, ValueError) as error:
-            raise FederationError(f"the server's question cannot be read: {error!r}") from None
+        except (KeyError, ValueError, TypeError, OverflowError, RecursionError, RunError) as error:
+            reason = str(error)[:200] or type(error).__name__
+            raise FederationError(f"the server's question cannot be read: {reason}") from None
 
     @cached_property
     def model_digest(self) -> str:
@@ -135,9 +136,16 @@ class Question:
         value = self.settings.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise FederationError(f"the server's question needs a number {name!r}, got {value!r}")
-        if not math.isfinite(value) or value < least:
-            raise FederationError(f"the server's {name} must be at least {least:g}, got {value!r}")
-        return float(value)
+        try:
+            found = float(value)
+        except OverflowError:  # a whole number beyond all floats
+            found = math.inf
+        if not math.isfinite(found) or found < least:
+            bound = "" if least == -math.inf else f" of at least {least:g}"
+            raise FederationError(
+                f"the server's {name} must be a finite number{bound}, got {found}"
+            )
+        return found
 
     def whole(self, name: str, least: int) -> int:
         """Read a setting that is a whole number.
@@ -162,8 +170,18 @@ class Question:
         return value
 
 
+def _settings(text: str) -> dict[str, Scalar]:
+    """Read a task's settings: names with plain values."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise TypeError(f"its settings must be a table, got {type(found).__name__}")
+    return found
+
+
 def own_part(content: RecordDict) -> dict[int, dict[str, bytes]]:
     """Read what a question tells one client alone, by that client's number."""
+    if "own" not in content:
+        return {}
     record = dict(content.config_records.get("own", ConfigRecord()))
     client = record.pop("client", None)
     if not isinstance(client, int) or isinstance(client, bool):

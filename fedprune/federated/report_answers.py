@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fedprune import pruning
 from fedprune.config import Scalar
-from fedprune.errors import FederationError
+from fedprune.errors import FederationError, FedpruneError
 from fedprune.federated.answering import (
-    Outcome,
     charged,
     check_layout,
+    check_scorable,
     receipt_line,
-    refusal,
     reserve,
     send_unprotected,
     store,
 )
-from fedprune.federated.messages import Question, answer_content
+from fedprune.federated.answers import Answers, Column, Outcomes, Rows, as_rows
+from fedprune.federated.messages import Question
 from fedprune.federated.station import Station
 from fedprune.privacy import (
     Entry,
-    Granted,
     Mechanism,
-    Memoised,
     ThresholdResponse,
     assigned_blocks,
     public_ranks,
@@ -42,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 _MOST_CLIENTS = 10**7
 
 
-def answer_report(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
+def answer_report(station: Station, question: Question, clients: Sequence[int]) -> Answers:
     """Send each client's randomised mask: reserve, score, draw, store, and only then answer.
 
     The reservation comes before the data are touched. A deployed client whose scores fail still
@@ -51,21 +49,24 @@ def answer_report(station: Station, question: Question, clients: Sequence[int]) 
     """
     asked_for = _asked_for(question)
     select = selector(question)
+    asked_for.check_numbers(clients)
+    check_scorable(station, question, question.text("criterion"))
     template = report_entry(question)
-    answers = reserve(station, template, clients)
-    todo = [i for i, answer in enumerate(answers) if isinstance(answer, Granted)]
-    if todo:
-        asked = [clients[i] for i in todo]
+    found = reserve(station, template, clients)
+    size = asked_for.mechanism.report_bytes
+    reports = np.zeros((len(clients), size), dtype=np.uint8)
+    if len(found.granted):
+        asked = found.clients[found.granted].tolist()
         drawn = _draw(station, question, asked, asked_for, select)
         store(station, template, asked, drawn)
-        for k, i in enumerate(todo):
-            answers[i] = Memoised(drawn[k])
-    return [
-        _report_answer(station, question, replace(template, client=str(client)), answer.report)
-        if isinstance(answer, Memoised)
-        else refusal(answer)
-        for client, answer in zip(clients, answers, strict=True)
-    ]
+        reports[found.granted] = drawn
+    reports[found.memoised] = as_rows(found.reports, size)
+    refused = {int(found.clients[place]): error for place, error in found.refused.items()}
+    answering = np.ones(len(clients), dtype=bool)
+    answering[list(found.refused)] = False
+    return _report_answers(
+        station, question, template, found.clients[answering], reports[answering], refused
+    )
 
 
 def report_entry(question: Question) -> Entry:
@@ -83,6 +84,20 @@ class _AskedFor:
     num_units: int
     ranks: NDArray[np.int64] | None
 
+    def check_numbers(self, clients: Sequence[int]) -> None:
+        """Refuse to look for a block of a client that the server does not count.
+
+        Raises:
+            FederationError: naming the first such client.
+        """
+        total = math.inf if self.ranks is None else len(self.ranks)
+        for client in clients:
+            if client >= total:
+                raise FederationError(
+                    f"the server assigns blocks to {total} clients, numbers 0 to {total - 1}; this "
+                    f"client is number {client}; nothing was spent"
+                )
+
     def blocks(self, clients: Sequence[int]) -> NDArray[np.int64] | None:
         """The block of each client; None where clients draw their own."""
         if self.ranks is None:
@@ -93,7 +108,7 @@ class _AskedFor:
 def _asked_for(question: Question) -> _AskedFor:
     """Read what the server asks for; nothing of it is trusted, all of it is checked."""
     check_layout(question)
-    _, layout = question.architecture.build()
+    layout = question.architecture.own_layout
     units = _units(question, len(layout))
     mechanism = ThresholdResponse(
         question.number("epsilon"),
@@ -130,46 +145,55 @@ def _draw(
     clients: Sequence[int],
     asked_for: _AskedFor,
     select: Callable[[torch.Tensor], NDArray[np.bool_]],
-) -> list[bytes]:
-    """Score, select and randomise for clients whose budget is reserved."""
+) -> Rows:
+    """Score, select and randomise for clients whose budget is reserved: [count, report_bytes]."""
     masks = _masks_or_nothing(station, question, clients, asked_for.num_units, select)
     sources = [station.randomness(question, "report", question.round, i) for i in clients]
-    reports = asked_for.mechanism.randomize_many(
+    return asked_for.mechanism.randomize_rows(
         masks[:, asked_for.units], sources, asked_for.blocks(clients)
     )
-    return [bytes(report) for report in reports]
 
 
-def answer_masks(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
+def answer_masks(station: Station, question: Question, clients: Sequence[int]) -> Outcomes:
     """Send masks and scores as they are: in simulation only, for baselines or trust = "none"."""
     station.simulation_only("to send its mask without noise")
     check_layout(question)
     scores = station.scores(question, clients)
-    masks = selector(question)(scores)
-    packed = np.packbits(masks, axis=1)
-    contents: list[Outcome] = [
-        answer_content(
-            client,
-            {"mask": packed[i].tobytes(), "scores": scores[i].numpy().astype("<f4").tobytes()},
-        )
-        for i, client in enumerate(clients)
-    ]
-    return send_unprotected(station, question, "raw-mask", clients, contents)
-
-
-def _report_answer(station: Station, question: Question, entry: Entry, report: bytes) -> RecordDict:
-    fields: dict[str, Scalar | bytes] = {
-        "report": report,
-        "epsilon": entry.epsilon,
-        "fingerprint": question.text("fingerprint"),
-        "receipt": receipt_line(station, replace(entry, stage=STORED, report=report)),
+    columns = {
+        "mask": np.packbits(selector(question)(scores), axis=1),
+        "scores": np.ascontiguousarray(scores.numpy(), dtype="<f4").view(np.uint8),
     }
-    return answer_content(int(entry.client), fields)
+    answers = Answers(np.array(clients, dtype=np.int64), columns)
+    return send_unprotected(station, question, "raw-mask", clients, answers)
+
+
+def _report_answers(
+    station: Station,
+    question: Question,
+    template: Entry,
+    clients: NDArray[np.int64],
+    reports: Rows,
+    refused: Mapping[int, FedpruneError],
+) -> Answers:
+    shared: dict[str, Scalar | bytes] = {
+        "epsilon": template.epsilon,
+        "fingerprint": question.text("fingerprint"),
+    }
+    columns: dict[str, Column] = {"report": reports}
+    if station.signing_key is None:
+        return Answers(clients, columns, {**shared, "receipt": ""}, refused)
+    columns["receipt"] = [
+        receipt_line(
+            station, replace(template, client=str(client), stage=STORED, report=report.tobytes())
+        )
+        for client, report in zip(clients.tolist(), reports, strict=True)
+    ]
+    return Answers(clients, columns, shared, refused)
 
 
 def selector(question: Question) -> Callable[[torch.Tensor], NDArray[np.bool_]]:
     """Check what selection needs, before any data are touched; give the selection."""
-    _, layout = question.architecture.build()
+    layout = question.architecture.own_layout
     criterion, keep = question.text("criterion"), question.number("keep_units")
     floor = question.whole("floor", 1)
     if criterion not in pruning.CRITERIA or not 0 < keep <= 1:

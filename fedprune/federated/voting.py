@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fedprune.errors import FederationError
+from fedprune.federated.answers import Answers
 from fedprune.federated.collected import Collected, Collector, magnitudes, posterior_of
-from fedprune.federated.experiment import Experiment, Held, mask_from_bytes
+from fedprune.federated.experiment import Experiment, Held
 from fedprune.federated.local_votes import local_votes, shuffled_votes
-from fedprune.federated.messages import Question, answer_bytes
+from fedprune.federated.messages import Question
 from fedprune.federated.record_votes import record_votes
 from fedprune.federated.secure_votes import secure_votes
 from fedprune.federated.steps import Step, task
@@ -117,26 +117,27 @@ def _plain_answers(
         counterfactual=counterfactual,
     )
     votes, scores, count = np.zeros(len(layout)), np.zeros(len(layout)), 0
-    for mask, score in _plain_pairs(experiment, question, step, len(layout)):
-        votes += mask
-        scores += score
-        count += 1
+    for masks, some_scores in _plain_pairs(experiment, question, step, len(layout)):
+        votes += masks.sum(axis=0)
+        count += len(masks)
+        for score in some_scores:  # client after client: every engine rounds alike
+            scores += score
     return votes / count, scores / count, count
 
 
 def _plain_pairs(
     experiment: Experiment, question: Question, step: Step, num_units: int
-) -> Iterator[tuple[NDArray[np.bool_], Vector]]:
-    def read(client: int, answer: RecordDict) -> tuple[NDArray[np.bool_], Vector]:
-        packed = answer_bytes(answer, "mask", "mask")
-        scores = answer_bytes(answer, "scores", "scores")
-        if len(packed) != (num_units + 7) // 8 or len(scores) != 4 * num_units:
-            raise FederationError(f"client {client} sent a mask or scores of another length")
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float32]]]:
+    """Masks and scores of one or many clients at a time: [clients, num_units] each."""
+
+    def read(answers: Answers) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        packed, scores = answers.rows("mask", "mask"), answers.rows("scores", "scores")
+        if packed.shape[1] != (num_units + 7) // 8 or scores.shape[1] != 4 * num_units:
+            raise FederationError(f"client {answers.first} sent a mask or scores of another length")
         return (
-            mask_from_bytes(packed, num_units),
-            np.frombuffer(scores, dtype="<f4").astype(np.float64),
+            np.unpackbits(packed, axis=1, count=num_units).astype(bool),
+            np.frombuffer(scores.tobytes(), dtype="<f4").reshape(len(answers), num_units),
         )
 
     label = f"masks of step {step.number}"
-    for _, pair in experiment.ask("query.masks", question, step.clients, label, read):
-        yield pair
+    return experiment.ask_together("query.masks", question, step.clients, label, read)

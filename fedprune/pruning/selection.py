@@ -6,10 +6,13 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.errors import PruningError
 from fedprune.pruning.layout import UnitLayout
+
+Values = NDArray[np.floating]
 
 _SLACK = 1e-9  # 0.7 * 10 units are 7 units, whatever binary fractions say
 
@@ -82,15 +85,17 @@ def select_many(scores: Tensor, layout: UnitLayout, keep_units: float, floor: in
         PruningError: if an argument is out of range or a score is NaN.
     """
     _, fraction = _only({"keep_units": keep_units})
-    ranking, floors = _ranked(scores, layout, floor)
-    units = len(layout)
-    rank = torch.empty_like(ranking).scatter_(1, ranking, torch.arange(units).expand_as(ranking))
-    priority = torch.where(floors, rank - units, rank)
+    checked = _checked(scores, layout, floor)
+    exact = checked.dtype in (torch.float32, torch.float64)
+    values = (checked if exact else checked.double()).numpy()
+    masks = np.zeros(values.shape, dtype=np.bool_)
+    for group in layout.groups:
+        masks[:, group.units] = _largest(values[:, group.units], min(floor, len(group)))
     forced = sum(min(floor, len(group)) for group in layout.groups)
-    count = max(math.floor(fraction * units + _SLACK), forced)
-    kept = priority.topk(count, dim=1, largest=False, sorted=False).indices
-    masks = torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, kept, True)
-    return masks.to(scores.device)
+    wanted = math.floor(fraction * len(layout) + _SLACK) - forced
+    if wanted > 0:
+        masks |= _largest(np.where(masks, -np.inf, values), wanted, among=~masks)
+    return torch.from_numpy(masks).to(scores.device)
 
 
 def expected_keep_units(
@@ -143,6 +148,31 @@ def _only(budgets: dict[str, float | None]) -> tuple[str, float]:
 
 def _ranked(scores: Tensor, layout: UnitLayout, floor: int) -> tuple[Tensor, Tensor]:
     """Units by falling score, and which of them their group's floor keeps: two [n, num_units]."""
+    values = _checked(scores, layout, floor)
+    floors = torch.zeros(values.shape, dtype=torch.bool)
+    for group in layout.groups:
+        best = _falling(values[:, group.units])[:, : min(floor, len(group))]
+        floors[:, group.units].scatter_(1, best, True)
+    return _falling(values), floors
+
+
+def _largest(
+    values: Values, count: int, among: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
+    """Mark the `count` largest of every row, ties to the lower index; only those `among`, if given.
+
+    Nothing is sorted: what lies above the row's cut is in, and of what lies on it the first ones.
+    Values that are not among those to choose from must be -inf.
+    """
+    cut = np.partition(values, -count, axis=1)[:, -count, None]
+    above, tied = values > cut, values == cut
+    if among is not None:
+        tied &= among
+    missing = count - above.sum(axis=1, keepdims=True)
+    return np.asarray(above | (tied & (tied.cumsum(axis=1) <= missing)))
+
+
+def _checked(scores: Tensor, layout: UnitLayout, floor: int) -> Tensor:
     if floor < 1:
         raise PruningError(f"floor must be at least 1, got {floor}")
     if scores.ndim != 2 or scores.shape[1] != len(layout):
@@ -154,11 +184,7 @@ def _ranked(scores: Tensor, layout: UnitLayout, floor: int) -> tuple[Tensor, Ten
     if bool(values.isnan().any()):
         row, unit = np.argwhere(values.isnan().numpy())[0]
         raise PruningError(f"scores must be numbers, got NaN for unit {unit} in row {row}")
-    floors = torch.zeros(values.shape, dtype=torch.bool)
-    for group in layout.groups:
-        best = _falling(values[:, group.units])[:, : min(floor, len(group))]
-        floors[:, group.units].scatter_(1, best, True)
-    return _falling(values), floors
+    return values
 
 
 def _falling(scores: Tensor) -> Tensor:

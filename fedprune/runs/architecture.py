@@ -56,6 +56,15 @@ class Architecture:
         return _dense(self.model, self.num_classes, self.input_shape)[1]
 
     @property
+    def own_layout(self) -> pruning.UnitLayout:
+        """Layout of this network itself, which nothing has to be built for.
+
+        Raises:
+            LayoutMismatchError: if this installation finds other units than `layout` names.
+        """
+        return _template(self)[1]
+
+    @property
     def mask(self) -> Tensor:
         """[units of the dense network] bool, True where the unit stayed."""
         if not self.kept:

@@ -22,7 +22,7 @@ from fedprune.federated.messages import Question
 from fedprune.federated.opening import close_stations
 from fedprune.federated.process import inside_simulation
 from fedprune.privacy import Ledger, Receipt, Report, ThresholdResponse
-from fedprune.runs import Architecture, weights_vector
+from fedprune.runs import Architecture, load_weights_vector, weights_vector
 
 ARCHITECTURE = Architecture.dense("mlp", 10, (1, 8, 8))
 WEIGHTS = weights_vector(models.load("mlp", num_classes=10, input_shape=(1, 8, 8), seed=1))
@@ -217,14 +217,19 @@ def test_a_layout_that_differs_costs_nothing(client: Deployed) -> None:
 
 
 def test_a_failure_on_a_client_s_data_is_no_free_answer_about_them(client: Deployed) -> None:
-    broken = WEIGHTS.clone()
-    broken[0] = torch.nan  # a server can craft weights that fail only if the data are so and so
-    question = Question("run", "r", ARCHITECTURE, broken, report_question().settings)
+    model, _ = ARCHITECTURE.build()
+    load_weights_vector(model, WEIGHTS)
+    first = next(module for module in model.modules() if isinstance(module, torch.nn.Linear))
+    with torch.no_grad():  # weights that fail only if an image's pixels add up to more than 15
+        first.weight[0], first.bias[0] = 1e36, -15e36
+    crafted = weights_vector(model)
+    question = Question("run", "r", ARCHITECTURE, crafted, report_question().settings)
     reply = client.ask("query.report", question)
     assert len(reply.content.config_records["answer"]["report"]) == 2  # type: ignore[arg-type]
     assert client.spent() == 4.0
     train = {"local_epochs": 1, "batch_size": 4, "learning_rate": 0.1, "momentum": 0.0}
     settings = {**train, "weight_decay": 0.0}
+    broken = torch.full_like(WEIGHTS, torch.nan)
     client.refused("train", Question("run", "t", ARCHITECTURE, broken, settings))
     with Ledger.open(client.ledger) as ledger:  # a failed training round is on record too
         assert [e.kind for e in ledger.entries()][-1] == "model-update"

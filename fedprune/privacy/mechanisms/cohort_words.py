@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprune.randomness import Randomness, SecureRandomness, Words
+from fedprune.randomness import Randomness, SecureRandomness, SimulationRandomness, Words
 
 _SAFE_BITS = 4  # keys are at least this many bits wider than needed to number a row's coordinates
 
@@ -30,6 +30,9 @@ def cohort_words(rngs: Sequence[Randomness], count: int) -> Words:
         shared = all(rng is first for rng in rngs)
     if shared:
         return first.words(len(rngs) * count).reshape(len(rngs), count)
+    streams = [rng for rng in rngs if type(rng) is SimulationRandomness]
+    if len(set(map(id, streams))) == len(rngs):
+        return SimulationRandomness.words_of_each(streams, count)
     if any(rng.word_bits != first.word_bits for rng in rngs):
         raise ValueError("the sources of one cohort must have words of the same size")
     return np.stack([rng.words(count) for rng in rngs])
