@@ -29,11 +29,13 @@ NonNegative = Annotated[
     float, Field(ge=0, allow_inf_nan=False, description="a number of at least 0")
 ]
 Momentum = Annotated[float, Field(ge=0, lt=1, description="a number in [0, 1)")]
+Spread = Annotated[float, Field(ge=0, le=10, description="a number in [0, 10]")]
 Count = Annotated[int, Field(ge=0, description="a whole number of at least 0")]
 PositiveCount = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
 Text = Annotated[str, Field(description="a string")]
 Switch = Annotated[bool, Field(description="true or false")]
 
+LEAST_NOISE_MULTIPLIER, LARGEST_NOISE_MULTIPLIER = 2.0**-6, 2.0**16  # what DP-SGD's grid holds
 KEEP_KEYS = ("keep_units", "keep_macs", "keep_params")
 
 
@@ -88,7 +90,8 @@ class PrivacyConfig(_Table):
     together after a shuffler (shuffle), of the sum alone (aggregate), of one record (record).
     `mechanism` is threshold randomised response at its best block and threshold, or a special case.
     `phases` asks disjoint cohorts one after another, the later ones about undecided units only.
-    `min_reports` is what shuffle and aggregate need at least; 0 means the quorum's. Without
+    `min_reports` is what shuffle and aggregate need at least; 0 means the quorum's. `colluding` is
+    how many clients may help an aggregate's server against the others. Without
     `masking` a simulation adds an aggregate's numbers up in plain sight, which comes out the same.
     """
 
@@ -99,6 +102,7 @@ class PrivacyConfig(_Table):
     mechanism: Literal["threshold", "warner", "k-ary", "duchi"] = "threshold"
     phases: Annotated[int, Field(ge=1, le=16, description="a whole number in [1, 16]")] = 1
     min_reports: Count = 0
+    colluding: Count = 0
     masking: Switch = True
 
 
@@ -154,15 +158,47 @@ class FederationConfig(_Table):
     join_seconds: Positive = 60.0
 
 
+class AvailabilityConfig(_Table):
+    """Which simulated clients can be reached, and whose answers arrive in time.
+
+    In simulation only; training and voting rounds are subject to it, introductions and evaluation
+    are not. Of the clients asked in a round each is available with probability `participation`,
+    drawn independently of all others, and, where there is a `trace` (a CSV file of intervals
+    client,start,end in seconds, repeated after its last end), if the trace has it there when the
+    round begins. Of those that are, each loses its answer with probability `dropout` after it was
+    made and charged, and takes `delay_median_seconds` times a lognormal factor of its own, the
+    same in all rounds (`speed_sigma`), times a lognormal factor of the round (`delay_sigma`).
+    Answers that take longer than `deadline_seconds` are a straggler's and not used (0: there is
+    no deadline). `pause_seconds` pass between a round's end and the next one's beginning. Seconds
+    here are those of a simulated clock; nothing waits for them.
+    """
+
+    participation: Fraction01 = 1.0
+    dropout: Annotated[float, Field(ge=0, lt=1, description="a number in [0, 1)")] = 0.0
+    delay_median_seconds: NonNegative = 0.0
+    delay_sigma: Spread = 0.0
+    speed_sigma: Spread = 0.0
+    deadline_seconds: NonNegative = 0.0
+    pause_seconds: NonNegative = 0.0
+    trace: Text = ""
+
+    @property
+    def configured(self) -> bool:
+        """Whether any key differs from its default, under which everybody always answers."""
+        return self != AvailabilityConfig()
+
+
 class EngineConfig(_Table):
     """Where simulated clients run; Ray's keys are for `--engine flower`.
 
     `deterministic` scores one client at a time on one thread, so that every engine and cohort
-    size gives the same bits. `actors` = 0 means as many as fit; `ray_address` names a running Ray
-    cluster, "" starts one.
+    size gives the same bits. `workers` are the processes that train the local engine's clients: 0
+    means as many as cores, 1 means none. `actors` = 0 means as many as fit; `ray_address` names a
+    running Ray cluster, "" starts one.
     """
 
     deterministic: Switch = False
+    workers: Count = 0
     cpus_per_client: PositiveCount = 1
     gpus_per_client: NonNegative = 0.0
     actors: Count = 0
@@ -183,6 +219,7 @@ class Config(_Table):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     federation: FederationConfig = FederationConfig()
+    availability: AvailabilityConfig = AvailabilityConfig()
     engine: EngineConfig = EngineConfig()
 
 
@@ -321,6 +358,18 @@ def _check_together(config: Config, source: str) -> None:
             f"{config.privacy.phases} ({source})"
         )
     _check_trust(config.privacy, config.data.clients // asked, source)
+    noise = config.train.noise_multiplier
+    if noise and not LEAST_NOISE_MULTIPLIER <= noise <= LARGEST_NOISE_MULTIPLIER:
+        raise ConfigError(
+            f"train.noise_multiplier must be 0 or in [{LEAST_NOISE_MULTIPLIER:g}, "
+            f"{LARGEST_NOISE_MULTIPLIER:g}], got {noise!r} ({source})"
+        )
+    if config.privacy.trust == "record" and config.prune.criterion == "random":
+        raise ConfigError(
+            "prune.criterion must be one that looks at the rows with privacy.trust = 'record', "
+            f"got 'random' ({source})"
+        )
+    _check_availability(config, source)
 
 
 def _check_trust(privacy: PrivacyConfig, cohort: int, source: str) -> None:
@@ -345,10 +394,37 @@ def _check_trust(privacy: PrivacyConfig, cohort: int, source: str) -> None:
             f"privacy.mechanism must be 'threshold' with privacy.trust = {trust!r}, got "
             f"{privacy.mechanism!r} ({source})"
         )
+    if privacy.colluding > 0 and trust != "aggregate":
+        raise ConfigError(
+            f"privacy.colluding must be 0 with privacy.trust = {trust!r}, got {privacy.colluding} "
+            f"({source})"
+        )
     if privacy.min_reports > cohort:
         raise ConfigError(
             f"privacy.min_reports must be at most the {cohort} clients that are asked at once, got "
             f"{privacy.min_reports} ({source})"
+        )
+
+
+def _check_availability(config: Config, source: str) -> None:
+    """Refuse lost answers where none may be missing, a clock that stands, an unknown minimum."""
+    availability, trust = config.availability, config.privacy.trust
+    if availability.dropout > 0 and config.federation.quorum == 1:
+        raise ConfigError(
+            f"federation.quorum must be below 1 with availability.dropout = "
+            f"{availability.dropout:g}, which loses answers, got 1 ({source})"
+        )
+    if not availability.trace:
+        return
+    if availability.delay_median_seconds == 0 and availability.pause_seconds == 0:
+        raise ConfigError(
+            "one of availability.delay_median_seconds, availability.pause_seconds must be above 0 "
+            f"with availability.trace, or the simulated clock never moves, got 0 and 0 ({source})"
+        )
+    if trust in ("shuffle", "aggregate") and config.privacy.min_reports == 0:
+        raise ConfigError(
+            f"privacy.min_reports must be set with privacy.trust = {trust!r} and "
+            f"availability.trace, which may leave any number of clients, got 0 ({source})"
         )
 
 

@@ -30,6 +30,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
         ("privacy.trust=locl", "one of 'local', 'shuffle', .*got 'locl'"),
         ("privacy.phases=201", r"privacy\.phases must be a whole number in \[1, 16\]"),
         ("privacy.min_reports=201", r"privacy\.min_reports must be at most the 200 clients"),
+        ("train.noise_multiplier=0.01", r"noise_multiplier must be 0 or in \[0\.015625, 65536\]"),
+        ("privacy.colluding=2", r"privacy\.colluding must be 0 with privacy\.trust = 'local'"),
         ("train.sample_rate=0", r"train\.sample_rate must be a number in \(0, 1\]"),
         ("data.clients=1.5", r"data\.clients must be a whole number of at least 1, got 1\.5"),
         ("data.clients=true", "got True"),

@@ -104,6 +104,9 @@ def supernode(
         float | None, typer.Option(help="A record-level budget, as DP-SGD updates need.")
     ] = None,
     record_delta: Annotated[float, typer.Option(help="Of the record-level budget.")] = 1e-5,
+    least_colluding: Annotated[
+        int, typer.Option(help="Clients of a secure sum that may help the server, at the least.")
+    ] = 0,
     head_copy: Annotated[
         Path | None, typer.Option(help="A copy of the ledger's last row, best on another disk.")
     ] = None,
@@ -143,6 +146,7 @@ def supernode(
         "epsilon": epsilon,
         "delta": delta,
         "record-delta": record_delta,
+        "least-colluding": least_colluding,
         "tables": "unprotected" if tables else "off",
     }
     settings |= {key: value for key, value in (("dataset", dataset), ("model", model)) if value}

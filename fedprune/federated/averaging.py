@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from flwr.app import RecordDict
@@ -13,9 +13,10 @@ from fedprune.federated.experiment import Experiment, Held, JsonDict
 from fedprune.federated.messages import Question, answer_number, answer_weights
 from fedprune.federated.private_steps import PrivateTraining
 from fedprune.federated.private_training import training_settings
-from fedprune.runs import Architecture, round_event
+from fedprune.federated.reuse import leave, take_over, training_series
+from fedprune.runs import Architecture, participants, round_event
 
-OPEN, PRIVATE = "train", "train.private"
+OPEN, PRIVATE, AGAIN = "train", "train.private", "train.again"
 
 
 def train_rounds(
@@ -30,6 +31,8 @@ def train_rounds(
 ) -> Held:
     """Run rounds of federated averaging from a model; keep only the last one's checkpoint.
 
+    In a sweep, rounds in the open that another run has already done are taken over from it.
+
     Participants and the order of their rows depend on `stage` and the round alone, so that
     different masks (`prefix`) get the same fine-tuning.
 
@@ -42,6 +45,11 @@ def train_rounds(
         learning_rate: of the clients' gradient descent; it falls to zero along a half cosine.
         counterfactual: whether the path exists in simulation only.
     """
+    again = None if counterfactual else _again(experiment, start)
+    series = None
+    if not is_private_round(experiment.config, f"{stage}-1"):
+        series = training_series(experiment, start, prefix, stage, rounds, learning_rate)
+    take_over(experiment, series, again)
     held = start
     numbers = range(1, rounds + 1)
     for number in experiment.reporter.track(numbers, f"{prefix}{stage}", rounds):
@@ -57,7 +65,24 @@ def train_rounds(
         held, _ = experiment.model_phase(f"{prefix}{round_name}", action)
         if before is not start:
             before.discard()
+    leave(experiment, series)
     return held
+
+
+def _again(experiment: Experiment, start: Held) -> Callable[[str, str], None]:
+    """Let a round's participants write down the updates that another run's training stands for."""
+
+    def said_again(round_name: str, source: str) -> None:
+        question = experiment.question(round_name, start, {"source": source})
+        clients = _participants(experiment, round_name)
+        list(experiment.ask(AGAIN, question, clients, "", _nothing))
+
+    return said_again
+
+
+def _nothing(client: int, answer: RecordDict) -> None:
+    """Read an answer that says nothing."""
+    del client, answer
 
 
 def _half_cosine(step: int, steps: int) -> float:
@@ -73,11 +98,12 @@ def _round(
 ) -> tuple[Architecture, Tensor, JsonDict]:
     kind, settings = _how(experiment, held, round_name, learning_rate)
     question = experiment.question(round_name, held, settings, counterfactual=counterfactual)
-    chosen = min(experiment.config.train.clients_per_round, len(experiment.clients))
-    generator = experiment.generator("participants", round_name)
-    participants = sorted(generator.permutation(len(experiment.clients))[:chosen].tolist())
-    weights, told = average(experiment, kind, question, participants)
+    weights, told = average(experiment, kind, question, _participants(experiment, round_name))
     return held.architecture, weights, told
+
+
+def _participants(experiment: Experiment, round_name: str) -> list[int]:
+    return participants(experiment.config, round_name)
 
 
 def _how(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,15 +17,25 @@ from torch import Tensor, nn
 
 from fedprune.config import Config, Scalar
 from fedprune.data import Schema
+from fedprune.federated.answers import ReadTogether, singly
+from fedprune.federated.attendance import Attendance
 from fedprune.federated.conversation import Conversation, Read
 from fedprune.federated.messages import Question
 from fedprune.federated.receipts import ReceiptBook
+from fedprune.federated.sharing import Sharing
 from fedprune.federated.station import model_of
 from fedprune.privacy import Ledger
 from fedprune.progress import Reporter
 from fedprune.pruning import UnitLayout
 from fedprune.randomness import SimulationRandomness
-from fedprune.runs import Architecture, RunFolder, receipts_head, run_id, weights_vector
+from fedprune.runs import (
+    Architecture,
+    RunFolder,
+    receipts_head,
+    run_id,
+    tables_wanted,
+    weights_vector,
+)
 
 JsonDict = dict[str, Any]
 T = TypeVar("T")
@@ -49,6 +59,11 @@ class Held:
         return self._value
 
     @property
+    def there(self) -> bool:
+        """Whether the model can be had: it is in memory, or its file was not discarded."""
+        return self._value is not None or self.folder.has(f"checkpoints/{self.name}.safetensors")
+
+    @property
     def architecture(self) -> Architecture:
         """What the model looks like."""
         return self.value[0]
@@ -64,7 +79,7 @@ class Held:
 
     def layout(self) -> UnitLayout:
         """Find its units."""
-        return self.architecture.build()[1]
+        return self.architecture.own_layout
 
     @staticmethod
     def save(folder: RunFolder, name: str, architecture: Architecture, weights: Tensor) -> Held:
@@ -89,13 +104,19 @@ class Held:
 
 @dataclass
 class Experiment:
-    """One run of one seed."""
+    """One run of one seed; `sharing` is what it has in common with the other runs of a sweep."""
 
     config: Config
     folder: RunFolder
     conversation: Conversation
     reporter: Reporter
+    sharing: Sharing | None = None
+    attendance: Attendance = field(init=False)
     _executed: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Find out who will be there when."""
+        self.attendance = Attendance(self.config, self.folder)
 
     @property
     def simulated(self) -> bool:
@@ -110,8 +131,7 @@ class Experiment:
     @property
     def tables_wanted(self) -> bool:
         """Whether clients are asked for count tables."""
-        wanted = self.config.evaluate.tables
-        return wanted == "unprotected" or (wanted == "simulation-only" and self.simulated)
+        return tables_wanted(self.config, self.simulated)
 
     @property
     def run_id(self) -> str:
@@ -133,14 +153,30 @@ class Experiment:
         """A seeded stream of the server's own: cohorts, participants, bootstrap."""
         return SimulationRandomness(self.config.seed, "server", *labels).generator
 
-    def phase(self, name: str, action: Callable[[], JsonDict], say: str = "") -> JsonDict:
-        """Run a phase once in the life of the run; `say` is a line with its result's fields."""
+    def phase(
+        self,
+        name: str,
+        action: Callable[[], JsonDict],
+        say: str = "",
+        named: Mapping[str, str | float] | None = None,
+    ) -> JsonDict:
+        """Run a phase once in the life of the run.
+
+        Args:
+            name: unique in the run.
+            action: does the work.
+            say: a line with fields of the result, said if the work was done now.
+            named: further fields of the event.
+        """
 
         def remembered() -> JsonDict:
             self._executed.add(name)
             return action()
 
-        result = self.folder.phase(name, remembered, extra=self._circumstances)
+        def beside() -> JsonDict:
+            return {**self._circumstances(), **(named or {})}
+
+        result = self.folder.phase(name, remembered, extra=beside)
         if say and name in self._executed:
             self.reporter.say(say.format(**result))
         return result
@@ -153,11 +189,11 @@ class Experiment:
 
         def saved() -> JsonDict:
             architecture, weights, result = action()
-            made.append(Held.save(self.folder, _file_name(name), architecture, weights))
+            made.append(Held.save(self.folder, file_name(name), architecture, weights))
             return result
 
         result = self.phase(name, saved, say)
-        return (made[0] if made else Held(self.folder, _file_name(name))), result
+        return (made[0] if made else Held(self.folder, file_name(name))), result
 
     def question(
         self,
@@ -185,10 +221,12 @@ class Experiment:
     ) -> Iterator[tuple[int, T]]:
         """Ask as `Conversation.ask` does; from deployed clients every answer needs its receipt.
 
-        The receipt of an answer is on disk before the answer is used.
+        The receipt of an answer is on disk before the answer is used. In a simulation, whom a
+        round reaches and whose answers arrive is as `fedprune.federated.attendance` says.
         """
         if self.simulated:
-            yield from self.conversation.ask(kind, question, clients, label, read)
+            there = self.attendance.attend(kind, question, clients)
+            yield from self.conversation.ask(kind, question, there.clients, label, read, there.lost)
             return
         book = ReceiptBook(self.folder, self.conversation.introductions)
 
@@ -201,16 +239,52 @@ class Experiment:
                 book.keep(line)
             yield client, found
 
+    def ask_together(
+        self,
+        kind: str,
+        question: Question,
+        clients: Sequence[int],
+        label: str,
+        read: ReadTogether[T],
+    ) -> Iterator[T]:
+        """Ask as `Conversation.ask_together` does: many simulated clients are read at a time.
+
+        A deployed client's answer is read by itself, once its receipt is on disk.
+        """
+        if self.simulated:
+            there = self.attendance.attend(kind, question, clients)
+            yield from self.conversation.ask_together(
+                kind, question, there.clients, label, read, there.lost
+            )
+            return
+        for _, found in self.ask(kind, question, clients, label, singly(read)):
+            yield found
+
+    def pass_stages(self, round_names: Iterable[str], clients: Sequence[int]) -> list[int]:
+        """Say who is left after stages of a sum that is made without its protocol.
+
+        Who would be lost in them is missing here too, so that the sum comes out as it does there.
+        """
+        left = list(clients)
+        for name in round_names:
+            there = self.attendance.pass_stage(name, left)
+            if there.lost:
+                self.conversation.missing[name] = dict(there.lost)
+            left = [client for client in there.clients if client not in there.lost]
+        return left
+
     def _circumstances(self) -> JsonDict:
         """What an event says beside its result.
 
         Where the ledger (or the file of receipts) stands, which makes a later rollback visible,
-        and who was missing in the phase's rounds, if anybody was.
+        who was missing in the phase's rounds, if anybody was, and what the simulated rounds were
+        like, if not everybody always answers.
         """
         missing = {
             name: sorted(clients) for name, clients in sorted(self.conversation.missing.items())
         }
         named: JsonDict = {"missing": missing} if missing else {}
+        named |= self.attendance.take()
         self.conversation.missing.clear()
         path = self.folder.path / "ledger.sqlite"
         if not path.exists():
@@ -220,7 +294,8 @@ class Experiment:
         return named | {"ledger_rows": rows, "ledger_head": head}
 
 
-def _file_name(phase: str) -> str:
+def file_name(phase: str) -> str:
+    """The name of a phase's model among the checkpoints."""
     return phase.replace("/", "-")
 
 

@@ -40,6 +40,8 @@ class NodeSettings:
         least_noise_multiplier: of DP-SGD; a server that asks for less noise gets this much.
         head_copy: file, best on another disk, that remembers the ledger's last row: a ledger that
             was put back to an earlier state is then refused.
+        least_colluding: how many clients of a secure sum it takes for the server's friends; a sum
+            whose noise and shares count on fewer is refused.
         roster: file with the public keys of the clients that it takes part in secure sums with.
         signing_key: file of the key that signs its receipts; beside the ledger by default.
         dataset: name of its data set; "" takes the run's, unless that names code to import.
@@ -67,6 +69,7 @@ class NodeSettings:
     record_delta: float = 1e-5
     record_order: float = 0.0
     least_noise_multiplier: float = 0.0
+    least_colluding: int = 0
     roster: Path | None = None
     head_copy: Path | None = None
 
@@ -123,6 +126,7 @@ class NodeSettings:
             record_delta=_delta(node_config, "record-delta", 1e-5),
             record_order=_at_least_0(node_config, "record-order"),
             least_noise_multiplier=_at_least_0(node_config, "least-noise-multiplier"),
+            least_colluding=_whole(node_config, "least-colluding", 0) or 0,
             roster=_path(node_config, "roster"),
             head_copy=_path(node_config, "head-copy"),
             signing_key=Path(str(node_config.get("signing-key", own_key))).expanduser(),

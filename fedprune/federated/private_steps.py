@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedprune.config import LARGEST_NOISE_MULTIPLIER, LEAST_NOISE_MULTIPLIER
 from fedprune.errors import PrivacyError
 from fedprune.federated.per_record import PerRecordGradients
 from fedprune.privacy.budgets.events import SubsampledGaussianEvent
@@ -29,7 +30,6 @@ from fedprune.privacy.mechanisms.gaussian_noise import MEAN, SIGMA, gaussian_uni
 from fedprune.privacy.mechanisms.poisson import PoissonSampling
 from fedprune.randomness import Randomness
 
-LEAST_NOISE_MULTIPLIER, LARGEST_NOISE_MULTIPLIER = 2.0**-6, 2.0**16
 _ALLOWANCE = 1 - 2.0**-20  # rounding in a norm over up to 2^30 numbers is far below 2^-20
 _MOST_PARAMETERS = 2**30
 

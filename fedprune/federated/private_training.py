@@ -20,7 +20,13 @@ from torch import Tensor
 
 from fedprune.config import Scalar
 from fedprune.errors import FederationError, LedgerError, ModelError
-from fedprune.federated.answering import Outcome, charged, receipt_line, refusal
+from fedprune.federated.answering import (
+    Outcome,
+    charged,
+    check_scorable,
+    receipt_line,
+    refusal,
+)
 from fedprune.federated.messages import Question, answer_content
 from fedprune.federated.per_record import (
     PerRecordGradients,
@@ -77,6 +83,7 @@ def answer_train_private(
     own = 0.0 if station.node is None else station.node.least_noise_multiplier
     how = training_asked_for(question, own)
     prepare = _preparer(question, how)
+    check_scorable(station, question)
     entries = [update_entry(question, client, how) for client in clients]
     unsent = question.counterfactual and station.simulated  # a baseline
     answers = [Granted() for _ in entries] if unsent else station.ledger.reserve_many(entries)

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from fedprune import pruning
 from fedprune.config import Scalar
 from fedprune.errors import FederationError
-from fedprune.federated.answering import Outcome, charged, check_layout, receipt_line, refusal
+from fedprune.federated.answering import (
+    Outcome,
+    charged,
+    check_layout,
+    check_scorable,
+    receipt_line,
+    refusal,
+)
 from fedprune.federated.messages import Question, answer_content
 from fedprune.federated.station import RowSource, Station, threads
 from fedprune.privacy import Entry, Granted, Memoised
@@ -45,6 +52,7 @@ def answer_record_scores(
     covers.
     """
     mechanism = _mechanism(question)
+    check_scorable(station, question, question.text("criterion"))
     entries = [record_entry(question, client) for client in clients]
     answers = station.ledger.reserve_many(entries)
     todo = [i for i, answer in enumerate(answers) if isinstance(answer, Granted)]

@@ -18,8 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.config import Scalar
-from fedprune.errors import FederationError, FedpruneError, LedgerError
-from fedprune.federated.answering import Answerer, Outcome, receipt_line, refusal
+from fedprune.errors import FederationError, FedpruneError, LedgerError, PrivacyError
+from fedprune.federated.answering import (
+    Answerer,
+    Outcome,
+    check_scorable,
+    receipt_line,
+    refusal,
+)
 from fedprune.federated.messages import Question, answer_content
 from fedprune.federated.report_answers import selector
 from fedprune.federated.secure_questions import (
@@ -66,7 +72,7 @@ def answer_sum_shares(
     station: Station, question: Question, clients: Sequence[int]
 ) -> list[Outcome]:
     """Share each client's secrets among its neighbours."""
-    terms, roster = terms_of(question, SHARES), _roster(station)
+    terms, roster = _terms(station, question, SHARES), _roster(station)
 
     def share(client: int) -> bytes:
         others = _neighbours(question, terms, roster, client)
@@ -84,9 +90,10 @@ def answer_sum_input(station: Station, question: Question, clients: Sequence[int
     only then the data. A deployed client whose scores fail still spends and answers, with a mask
     that says nothing: an error would be an answer about its data that no budget covers.
     """
-    mechanism, terms = mechanism_of(question), terms_of(question, INPUT)
+    mechanism, terms = mechanism_of(question), _terms(station, question, INPUT)
     check_terms(terms, mechanism)
     selector(question)
+    check_scorable(station, question, question.text("criterion"))
     hidden = _each(clients, _hiding(station, question, terms))
     entries = {
         client: sum_entry(INPUT, question, client, mechanism.event)
@@ -115,7 +122,7 @@ def answer_sum_consent(
     station: Station, question: Question, clients: Sequence[int]
 ) -> list[Outcome]:
     """Sign the survivors, once, before anything is revealed: for clients with signing keys."""
-    terms = terms_of(question, CONSENT)
+    terms = _terms(station, question, CONSENT)
     sharers, survivors = clients_of(question, "sharers"), clients_of(question, "survivors")
     key = station.signing_key
     if key is None:
@@ -131,7 +138,7 @@ def answer_sum_reveal(
     station: Station, question: Question, clients: Sequence[int]
 ) -> list[Outcome]:
     """Reveal each client's shares: of survivors' own masks, and of lost clients' keys."""
-    terms, roster = terms_of(question, REVEAL), _roster(station)
+    terms, roster = _terms(station, question, REVEAL), _roster(station)
     sharers, survivors = clients_of(question, "sharers"), clients_of(question, "survivors")
 
     def reveal(client: int) -> bytes:
@@ -215,6 +222,18 @@ def _input_answer(station: Station, question: Question, entry: Entry, answer: ob
         "receipt": receipt_line(station, replace(entry, stage=STORED, report=answer.report)),
     }
     return answer_content(int(entry.client), fields)
+
+
+def _terms(station: Station, question: Question, kind: str) -> SumTerms:
+    """Read a sum's terms; a deployed client's operator says how many may collude at the least."""
+    terms = terms_of(question, kind)
+    least = 0 if station.node is None else station.node.least_colluding
+    if terms.colluding < least:
+        raise PrivacyError(
+            f"{terms.name} counts on {terms.colluding} colluding clients, this node's "
+            f"least-colluding is {least}; nothing was spent"
+        )
+    return terms
 
 
 def _hiding(station: Station, question: Question, terms: SumTerms) -> Callable[[int], Vector]:

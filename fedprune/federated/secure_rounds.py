@@ -86,7 +86,12 @@ def secure_sum(
     told = {**task, **mechanism_settings(mechanism)}
     stages = _Stages(experiment, held, name, mechanism)
     if not masked:
-        return stages.inputs(stages.terms_among(clients), told, clients, {}, masked=False)
+        early = [round_of(name, kind) for kind in (KEYS, SHARES)]
+        there = experiment.pass_stages(early, clients)
+        stages.check_left(there, SHARES)
+        found = stages.inputs(stages.terms_among(there), told, there, {}, masked=False)
+        experiment.pass_stages([round_of(name, REVEAL)], found.survivors)
+        return found
     adverts = stages.keys(clients)
     terms = stages.terms_among(adverts)
     bundles = stages.shares(terms, adverts)
@@ -176,7 +181,7 @@ class _Stages:
         for client, vector in self.experiment.ask(INPUT, question, clients, label, read):
             total += vector
             survivors.append(client)
-        self._check_left(survivors, INPUT)
+        self.check_left(survivors, INPUT)
         return RevealedSum(total, tuple(survivors), terms)
 
     def reveal(
@@ -251,10 +256,11 @@ class _Stages:
 
         label = question.round.replace("/", ": ")
         found = dict(self.experiment.ask(kind, question, clients, label, read))
-        self._check_left(found, kind)
+        self.check_left(found, kind)
         return found
 
-    def _check_left(self, left: Sequence[int] | Mapping[int, bytes], kind: str) -> None:
+    def check_left(self, left: Sequence[int] | Mapping[int, bytes], kind: str) -> None:
+        """Give the sum up where fewer clients are left than it is made for."""
         if len(left) < self.mechanism.min_reports:
             raise FederationError(
                 f"{len(left)} clients are left in {round_of(self.name, kind)}, min_reports = "

@@ -40,6 +40,8 @@ from fedprune.privacy.mechanisms.record_scores import RecordScores
 from fedprune.privacy.mechanisms.special_cases import make_mechanism
 from fedprune.privacy.mechanisms.threshold_response import ThresholdResponse
 from fedprune.privacy.votes.phases import phase_cohorts, phase_plan, units_to_ask
+from fedprune.randomness import SimulationRandomness
+from fedprune.runs.availability import expected_reports, least_available, most_available
 from fedprune.runs.private_rounds import noise_multiplier, private_rounds
 from fedprune.runs.private_rounds import record_budget as target_budget
 from fedprune.runs.private_rounds import round_event as event_of_round
@@ -53,9 +55,20 @@ def asked_at_once(config: Config) -> int:
 
 
 def min_reports(config: Config) -> int:
-    """How many reports shuffling and secure sums need: as configured, else the quorum's."""
-    wanted = math.ceil(config.federation.quorum * asked_at_once(config) - 1e-9)
-    return config.privacy.min_reports or max(1, wanted)
+    """How many reports shuffling and secure sums need: as configured, else the quorum's.
+
+    Under `availability.participation` that is the quorum of the clients that are available save
+    once in a thousand rounds; and for a secure sum more than half of those that then may be, which
+    is what its threshold needs.
+    """
+    if config.privacy.min_reports:
+        return config.privacy.min_reports
+    asked = asked_at_once(config)
+    there = least_available(config, asked)
+    wanted = max(1, math.ceil(config.federation.quorum * there - 1e-9))
+    if config.privacy.trust == "aggregate" and config.availability.participation < 1:
+        wanted = max(wanted, min(asked, most_available(config, asked) // 2 + 1))
+    return wanted
 
 
 # Mask reports.
@@ -108,11 +121,12 @@ def guarantee(config: Config) -> Guarantee:
 def report_mechanism(config: Config, num_units: int, num_reports: int) -> Mechanism:
     """The mechanism of mask reports about `num_units` units, under local and shuffle.
 
-    Where clients are told their block, there are no more blocks than the `num_reports` that are
-    asked for, so that every unit is spoken about.
+    Where clients are told their block, there are no more blocks than the reports that are expected
+    of the `num_reports` that are asked for, so that every unit is spoken about.
     """
     epsilon, name = report_epsilon(config, num_units), config.privacy.mechanism
-    limit = num_reports if assigns_blocks(config) else None
+    expected = max(1, expected_reports(config, num_reports))
+    limit = expected if assigns_blocks(config) else None
     return make_mechanism(name, epsilon, num_units, num_reports=limit)
 
 
@@ -130,6 +144,14 @@ def ranked_clients(config: Config) -> list[tuple[int, ...]]:
     """Who is asked in which step: disjoint cohorts, each in the public order."""
     order = np.argsort(public_ranks(config.data.clients, ranks_label(config)), kind="stable")
     return [tuple(part.tolist()) for part in np.array_split(order, config.prune.steps)]
+
+
+def participants(config: Config, round_name: str) -> list[int]:
+    """Who is to train in a round, by number: drawn from all clients, whether available or not."""
+    everybody = config.data.clients
+    generator = SimulationRandomness(config.seed, "server", "participants", round_name).generator
+    chosen = min(config.train.clients_per_round, everybody)
+    return sorted(generator.permutation(everybody)[:chosen].tolist())
 
 
 def phase_round(step: int, phase: int) -> str:
@@ -188,7 +210,12 @@ def aggregate_mechanism(config: Config, num_units: int, keep: int | None) -> Agg
     """The mechanism of a secure sum of masks, of which each keeps `keep` units."""
     fixed = keep if keep is not None and 0 < keep < num_units else None
     return AggregateMechanism(
-        config.privacy.epsilon, config.privacy.delta, num_units, max(2, min_reports(config)), fixed
+        config.privacy.epsilon,
+        config.privacy.delta,
+        num_units,
+        max(2, min_reports(config)),
+        fixed,
+        config.privacy.colluding,
     )
 
 

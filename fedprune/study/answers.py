@@ -17,6 +17,7 @@ from fedprune.privacy.budgets.events import (
 )
 from fedprune.privacy.secure.secure_graph import SharingPlan
 from fedprune.privacy.votes.planning import RecallPrediction, recall_interval
+from fedprune.study.availability import reports_per_step
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def answer_of(config: Config, num_units: int, keep: float) -> Answer:
 
 def _reported(config: Config, num_units: int, keep: float) -> Answer:
     del keep  # reports are about bits, however many are ones
-    reports = config.data.clients // config.prune.steps
-    mechanism = runs.report_mechanism(config, num_units, reports)
+    mechanism = runs.report_mechanism(config, num_units, config.data.clients // config.prune.steps)
+    reports = max(1, reports_per_step(config))
     variance = mechanism.variance_per_vote(reports, assigned=runs.assigns_blocks(config))
     event = PureEvent(mechanism.epsilon)
     return Answer(
@@ -69,9 +70,10 @@ def _reported(config: Config, num_units: int, keep: float) -> Answer:
 
 def _summed(config: Config, num_units: int, keep: float) -> Answer:
     mechanism = runs.aggregate_mechanism(config, num_units, int(keep * num_units + 1e-9))
-    asked = runs.asked_at_once(config)
-    SharingPlan.of(asked, mechanism.min_reports)  # refuses what no secure sum can be made for
-    variance = mechanism.variance_per_vote(config.data.clients // config.prune.steps)
+    most = runs.most_available(config, runs.asked_at_once(config))
+    # Refuses what no secure sum can be made for.
+    SharingPlan.of(most, mechanism.min_reports, mechanism.colluding)
+    variance = mechanism.variance_per_vote(max(mechanism.min_reports, reports_per_step(config)))
     return Answer(
         num_units, repr(mechanism), variance, mechanism.report_bytes, "aggregate-share",
         REPLACEMENT, mechanism.event,

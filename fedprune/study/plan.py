@@ -18,6 +18,7 @@ from fedprune.privacy.votes.planning import CLIENT_MODEL, USEFUL_RECALL
 from fedprune.pruning import UnitLayout
 from fedprune.runs import Architecture, weights_vector
 from fedprune.study.answers import answer_of, planned_totals
+from fedprune.study.availability import availability_advice, reports_per_step, trace_of
 from fedprune.study.clients import divide, initial_model
 from fedprune.study.options import WANTED_RECALL, Option, advice, options, recommendation
 
@@ -35,7 +36,7 @@ class Plan:
         keep_units: fraction of units that clients vote to keep in the first step.
         mechanism: in words; None under trust = "none".
         guarantee: what the epsilon means, in one sentence.
-        reports_per_step: clients that answer in one step.
+        reports_per_step: clients whose answers are expected to be used in one step.
         variance_per_vote: exact, of one unit's vote.
         predicted_recall: of the mask that the same clients would choose without noise, without
             the magnitude prior's help and further phases', under `client_model`; None where it
@@ -99,6 +100,7 @@ def plan(
     """
     if dataset is not None:
         divide(config, dataset)  # refuses what cannot be divided before anything starts
+    trace_of(config)  # refuses what is no trace of these clients
     schema.group_names(config.data.groups)  # refuses an attribute that the data do not have
     architecture = Architecture.dense(config.model.name, schema.num_classes, schema.input_shape)
     layout = architecture.dense_layout
@@ -118,7 +120,7 @@ def plan(
         guarantee=runs.guarantee(config).sentence(),
         clients=config.data.clients,
         steps=config.prune.steps,
-        reports_per_step=config.data.clients // config.prune.steps,
+        reports_per_step=reports_per_step(config),
         variance_per_vote=answer.variance,
         predicted_recall=prediction.expected if prediction else None,
         recall_interval=(prediction.low, prediction.high) if prediction else None,
@@ -127,7 +129,10 @@ def plan(
         ),
         client_model=CLIENT_MODEL,
         useful=useful,
-        advice=() if useful else advice(config, len(layout), keep, prediction, floor),
+        advice=(
+            *(() if useful else advice(config, len(layout), keep, prediction, floor)),
+            *availability_advice(config),
+        ),
         totals=planned_totals(config, answer),
         options=options(config, len(layout), keep, wanted),
         recommendation=recommendation(config, len(layout), keep, wanted),

@@ -499,3 +499,14 @@ def test_a_wrong_answer_of_one_client_alone_is_its_own_error(tmp_path: Path) -> 
     experiment, held = experiment_on(grid, tmp_path / "a", 2)
     with pytest.raises((ReportError, FederationError), match=r"client 0|1 clients are left"):
         secure_sum(experiment, held, TASK, NAME, range(2), mechanism(2))
+
+
+def test_a_client_refuses_a_sum_that_counts_on_too_few_colluding_clients(
+    tmp_path: Path, nodes: Nodes
+) -> None:
+    for node in nodes.values():
+        node["least-colluding"] = 1
+    deployment = Deployment(tmp_path, nodes, arrives)
+    with pytest.raises(FederationError, match="counts on 0 colluding clients, this node's least"):
+        deployment.sum()
+    assert deployment.spent(0) == 0
