@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from fedprune.cli import deploying, ledgers, results, running
+from fedprune.cli import deploying, ledgers, results, running, sweeping
 from fedprune.errors import FedpruneError
 
 app = typer.Typer(
@@ -18,7 +18,8 @@ app = typer.Typer(
 )
 app.command()(running.plan)
 app.command()(running.simulate)
-app.command()(running.resume)
+app.command()(sweeping.sweep)
+app.command()(sweeping.resume)
 app.command()(results.audit)
 app.command()(results.report)
 app.command()(results.export)

@@ -72,8 +72,14 @@ def run_on_flower(config: Config, out: Path, reporter: Reporter) -> None:
 
 
 @contextmanager
-def flower_simulation(config: Config) -> Iterator[FlowerEngine]:
+def flower_simulation(
+    config: Config, further: Mapping[str, str] | None = None
+) -> Iterator[FlowerEngine]:
     """Keep a simulation SuperLink for as long as the block lasts, for one or several runs.
+
+    Args:
+        config: its engine table says where clients run.
+        further: environment variables of the server apps.
 
     Raises:
         FederationError: if it does not start.
@@ -86,6 +92,7 @@ def flower_simulation(config: Config) -> Iterator[FlowerEngine]:
             PROGRESS_VARIABLE: str(_progress(work)),
             **importable(),
             **_ray(config, work),
+            **(further or {}),
         }
         with superlink(home, simulation=True, environment=environment) as link:
             yield FlowerEngine(link, work)

@@ -10,6 +10,7 @@ from fedprune import data, study
 from fedprune.config import Config, Scalar
 from fedprune.data import Dataset, Federation
 from fedprune.errors import RefusedInDeploymentError
+from fedprune.federated.kept import Kept
 from fedprune.federated.node_settings import CLIENT_KEY, NodeSettings
 from fedprune.federated.process import is_simulated
 from fedprune.federated.station import Station
@@ -34,15 +35,40 @@ def station_of(
         FedpruneError: if the configuration, the data or the ledger cannot be used.
     """
     simulated = is_simulated()
-    own = [] if simulated else sorted(node_config.items())
-    key = repr((simulated, flower_run, sorted(run_config.items()), own))
+    key = _key(simulated, run_config, {} if simulated else node_config, flower_run)
     if key not in _STATIONS:
         close_stations()
         config = configuration.from_flat(run_config)
         _STATIONS[key] = (
-            _simulated(config, flower_run) if simulated else _deployed(config, node_config)
+            _simulated(config, flower_run, None) if simulated else _deployed(config, node_config)
         )
     return _STATIONS[key]
+
+
+def open_simulation(run_config: Mapping[str, Scalar], flower_run: int, kept: Kept) -> None:
+    """Open the station of a simulation in this process with what earlier runs have left.
+
+    Args:
+        run_config: the run's configuration, flat, as `station_of` will be asked with.
+        flower_run: Flower's number of the run.
+        kept: what the runs of this process share.
+
+    Raises:
+        FedpruneError: if the configuration, the data or the ledger cannot be used.
+    """
+    close_stations()
+    station = _simulated(configuration.from_flat(run_config), flower_run, kept)
+    _STATIONS[_key(True, run_config, {}, flower_run)] = station
+
+
+def _key(
+    simulated: bool,
+    run_config: Mapping[str, Scalar],
+    node_config: Mapping[str, Scalar],
+    flower_run: int,
+) -> str:
+    own = sorted(node_config.items())
+    return repr((simulated, flower_run, sorted(run_config.items()), own))
 
 
 def close_stations() -> None:
@@ -58,14 +84,19 @@ def run_folder_path(config: Config, flower_run: int) -> Path:
     return Path.home() / "fedprune-runs" / str(flower_run)
 
 
-def _simulated(config: Config, flower_run: int) -> Station:
-    dataset = study.load_dataset(config)
-    federation = study.divide(config, dataset)
+def _simulated(config: Config, flower_run: int, kept: Kept | None) -> Station:
+    if kept is None:
+        dataset = study.load_dataset(config)
+        federation = study.divide(config, dataset)
+    else:
+        dataset, federation = kept.dataset(config), kept.federation(config)
     ledger = Ledger.open(
         run_folder_path(config, flower_run) / "ledger.sqlite",
         budget=budgets(config, _num_units(config, dataset)),
     )
-    return Station(ledger, dataset, federation, deterministic=config.engine.deterministic)
+    deterministic = config.engine.deterministic
+    memory = None if kept is None else kept.of_rows(config)
+    return Station(ledger, dataset, federation, deterministic=deterministic, memory=memory)
 
 
 def _num_units(config: Config, dataset: Dataset) -> int:

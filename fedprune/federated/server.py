@@ -19,6 +19,8 @@ from fedprune.federated.evaluation import accuracy_of, cost_phase, fairness_phas
 from fedprune.federated.experiment import Experiment, Held, JsonDict
 from fedprune.federated.opening import run_folder_path
 from fedprune.federated.path import Outcome, follow
+from fedprune.federated.reuse import baseline_series, leave, take_over
+from fedprune.federated.sharing import Sharing, from_environment
 from fedprune.federated.summary import summarize
 from fedprune.federated.voting import BASELINES, private_votes
 from fedprune.progress import Reporter
@@ -55,7 +57,7 @@ def _run_once(grid: Grid, context: Context, reporter: Reporter) -> None:
     with folder.locked():
         reporter.say(f"run folder: {path}")
         if not folder.has("summary.json"):
-            run(grid, folder, reporter)
+            run(grid, folder, reporter, from_environment())
 
 
 def _one_seed(config: Config) -> Config:
@@ -73,8 +75,16 @@ def _new_or_same(path: Path, config: Config) -> RunFolder:
     return folder
 
 
-def run(grid: Grid, folder: RunFolder, reporter: Reporter) -> JsonDict:
+def run(
+    grid: Grid, folder: RunFolder, reporter: Reporter, sharing: Sharing | None = None
+) -> JsonDict:
     """Do all phases of a folder's run that are not finished yet and return the summary.
+
+    Args:
+        grid: reaches the clients.
+        folder: of the run.
+        reporter: where to say how far it is.
+        sharing: what it has in common with the other runs of a sweep.
 
     Raises:
         FedpruneError: in one sentence; what is finished stays finished.
@@ -83,7 +93,8 @@ def run(grid: Grid, folder: RunFolder, reporter: Reporter) -> JsonDict:
     # A run folder may have been moved since it was started.
     config = folder.config.model_copy(update={"out": str(folder.path)})
     conversation = Conversation(grid, config.data.clients, config.federation, reporter)
-    experiment = Experiment(config, folder, conversation, reporter)
+    shared = sharing if conversation.simulated else None  # deployed clients answer everything
+    experiment = Experiment(config, folder, conversation, reporter, shared)
     _check_trust(experiment)
     experiment.phase("plan", lambda: _plan(experiment))
     dense = dense_model(experiment)
@@ -99,13 +110,18 @@ def run(grid: Grid, folder: RunFolder, reporter: Reporter) -> JsonDict:
 
 
 def _check_trust(experiment: Experiment) -> None:
-    """Refuse trust settings that have no meaning among deployed clients.
+    """Refuse trust and availability settings that have no meaning among deployed clients.
 
     Raises:
         FederationError: naming the setting and why.
     """
     if experiment.simulated:
         return
+    if experiment.config.availability.configured:
+        raise FederationError(
+            "the table availability exists in simulation only: deployed clients come and go by "
+            "themselves; leave its keys at their defaults"
+        )
     trust = experiment.config.privacy.trust
     if trust == "shuffle":
         raise FederationError(
@@ -142,7 +158,10 @@ def check_continuable(folder: RunFolder) -> None:
 
 def _plan(experiment: Experiment) -> JsonDict:
     config = experiment.config
-    dataset = study.load_dataset(config) if experiment.simulated else None
+    dataset = None
+    if experiment.simulated:
+        kept = experiment.sharing.kept if experiment.sharing else None
+        dataset = kept.dataset(config) if kept else study.load_dataset(config)
     found = study.plan(config, experiment.schema, dataset).to_json()
     _check_budgets(experiment)
     return {"run": experiment.run_id, **found}
@@ -198,7 +217,10 @@ def follow_baselines(experiment: Experiment, dense: Held) -> Mapping[str, Outcom
         return None
     found = {}
     for name, rank in BASELINES.items():
+        series = baseline_series(experiment, dense, name)
+        take_over(experiment, series)
         found[name] = follow(experiment, dense, name, rank)
+        leave(experiment, series)
         _say_accuracy(experiment, name.replace("_", " "), found[name])
     return found
 

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from fedprune import pruning, robustness
 from fedprune.data import Dataset, Federation, Rows
-from fedprune.errors import FederationError, ModelError, RefusedInDeploymentError
+from fedprune.errors import (
+    FederationError,
+    FedpruneError,
+    LayoutMismatchError,
+    RefusedInDeploymentError,
+)
+from fedprune.federated.kept import KeptOfRows, array_digest
 from fedprune.federated.messages import Question, model_digest
 from fedprune.federated.node_settings import NodeSettings
 from fedprune.named import is_reference
@@ -27,7 +33,6 @@ from fedprune.runs import Architecture, load_weights_vector
 
 Index = NDArray[np.int64]
 
-_EVALUATION_BATCH = 250
 _KEPT_MODELS = 4
 _UNKNOWN = -1
 
@@ -59,6 +64,7 @@ class Station:
         node: the operator's settings of a deployed client; None in a simulation.
         signing_key: of a deployed client's receipts.
         deterministic: whether each client's scores are computed alone and on one thread.
+        memory: what earlier runs of this process have computed from the same rows.
     """
 
     def __init__(
@@ -70,10 +76,12 @@ class Station:
         node: NodeSettings | None = None,
         signing_key: SigningKey | None = None,
         deterministic: bool = False,
+        memory: KeptOfRows | None = None,
     ) -> None:
         """Take what this process's clients own."""
         self.ledger, self.dataset, self.federation = ledger, dataset, federation
         self.node, self.signing_key, self.deterministic = node, signing_key, deterministic
+        self.memory = memory
         self._scores: tuple[str, dict[int, Tensor]] = ("", {})
         self._correct: dict[tuple[str, str], NDArray[np.int8]] = {}
         self._certifiers: dict[str, robustness.Certifier] = {}
@@ -98,6 +106,7 @@ class Station:
         Raises:
             RefusedInDeploymentError: if the question is counterfactual, names a seed, or names
                 code to import that the client's own operator did not name.
+            FederationError: if the network is not for this client's data, or there is no such one.
         """
         if question.counterfactual:
             self.simulation_only("a counterfactual question")
@@ -108,6 +117,22 @@ class Station:
         model = question.architecture.model
         if self.node is not None and is_reference(model) and model != self.node.model:
             self.simulation_only(f"to import {model!r}, which its own node config does not name")
+        self._check_architecture(question.architecture)
+
+    def _check_architecture(self, architecture: Architecture) -> None:
+        asked = (architecture.num_classes, architecture.input_shape)
+        own = (self.dataset.num_classes, self.dataset.input_shape)
+        if asked != own:
+            raise FederationError(
+                f"the server's network is for (classes, input shape) = {asked}, this client's data "
+                f"have {own}"
+            )
+        try:
+            _ = architecture.own_layout
+        except LayoutMismatchError:
+            raise
+        except FedpruneError as error:
+            raise FederationError(f"the server's network cannot be built: {error}") from None
 
     def randomness(self, question: Question, *labels: str | int) -> Randomness:
         """The source for a mechanism: the CSPRNG, or in simulation the labelled stream."""
@@ -156,19 +181,31 @@ class Station:
         return torch.stack([known[client] for client in clients])
 
     def _score(self, question: Question, clients: Sequence[int]) -> Tensor:
-        model, layout = question.architecture.build()
-        load_weights_vector(model, question.weights)
         places, owners = self.cohort_index(clients, "train")
-        with threads(1 if self.deterministic else torch.get_num_threads()):
-            return pruning.score_clients(
-                model,
-                layout,
-                RowSource(self.dataset.train, places),
-                None,
-                torch.from_numpy(np.asarray(clients)[owners]),
-                criterion=question.text("criterion"),
-                seed=question.seed,
-            )
+        ids = np.asarray(clients)[owners]
+        count = 1 if self.deterministic else torch.get_num_threads()
+        criterion = question.text("criterion")
+
+        def compute() -> Tensor:
+            model, layout = question.architecture.build()
+            load_weights_vector(model, question.weights)
+            source = RowSource(self.dataset.train, places)
+            with threads(count):
+                return pruning.score_clients(
+                    model,
+                    layout,
+                    source,
+                    None,
+                    torch.from_numpy(ids),
+                    criterion=criterion,
+                    seed=question.seed,
+                )
+
+        if self.memory is None:
+            return compute()
+        batch = array_digest(places, ids, np.asarray(clients))
+        how = (question.model_digest, criterion, question.seed, count, batch)
+        return self.memory.get(("scores", *how), compute, lambda found: found.nbytes)
 
     def correct(
         self, question: Question, dense: bool, split: str, places: Index
@@ -188,11 +225,22 @@ class Station:
         )
         todo = places[known[places] == _UNKNOWN]
         if len(todo):
-            model = model_of(architecture, weights)
-            known[todo] = _right(model, RowSource(self.rows(split), todo))
+            known[todo] = self._evaluate(key[0], architecture, weights, split, todo)
         while len(self._correct) > _KEPT_MODELS:
             self._correct.pop(next(iter(self._correct)))
         return np.asarray(known[places] == 1, dtype=np.bool_)
+
+    def _evaluate(
+        self, digest: str, architecture: Architecture, weights: Tensor, split: str, places: Index
+    ) -> NDArray[np.int8]:
+        def compute() -> NDArray[np.int8]:
+            model, source = model_of(architecture, weights), RowSource(self.rows(split), places)
+            return _right(model, architecture.own_layout, source)
+
+        if self.memory is None:
+            return compute()
+        how = (digest, split, torch.get_num_threads(), array_digest(places))
+        return self.memory.get(("right", *how), compute, lambda found: found.nbytes)
 
     def certifier(self, architecture: Architecture, weights: Tensor) -> robustness.Certifier:
         """The certifier of a model, made once."""
@@ -217,17 +265,9 @@ def model_of(architecture: Architecture, weights: Tensor) -> nn.Module:
     return model.eval()
 
 
-def _right(model: nn.Module, source: RowSource) -> NDArray[np.int8]:
+def _right(model: nn.Module, layout: pruning.UnitLayout, source: RowSource) -> NDArray[np.int8]:
     """Evaluate in batches: 1 where the largest score is the label's."""
-    found = []
-    with torch.inference_mode():
-        for start in range(0, len(source), _EVALUATION_BATCH):
-            inputs, labels = source.batch(start, start + _EVALUATION_BATCH)
-            scores = model(inputs)
-            if not bool(torch.isfinite(scores).all()):
-                raise ModelError("the model's scores are not finite on a client's rows")
-            found.append((scores.argmax(dim=1) == labels).numpy())
-    return np.concatenate(found).astype(np.int8)
+    return np.asarray(pruning.correct_predictions(model, layout, source).numpy(), dtype=np.int8)
 
 
 def _seed(question: Question) -> int:
