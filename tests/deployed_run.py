@@ -19,7 +19,14 @@ from fedprune.config import Config
 from fedprune.privacy import Budget, Entry, Ledger, Receipt, SigningKey, key_path
 from fedprune.privacy.budgets.events import UNPROTECTED
 from fedprune.privacy.ledgers.chain import RESERVED, SENT
-from fedprune.runs import RunFolder, privacy_figures, receipts_head, run_id, seal
+from fedprune.runs import (
+    RunFolder,
+    privacy_figures,
+    receipts_head,
+    run_id,
+    seal,
+    seconds_by_phase,
+)
 
 JsonDict = dict[str, Any]
 NONCE = "0123abcd"
@@ -184,6 +191,7 @@ def _rewrite_summary(deployed: Deployed, config: Config, tables: bool) -> None:
         summary["certified_accuracy"] = {
             "radius": stated["radius"], "unit": stated["unit"], "dense": None, "pruned": None,
         }  # fmt: skip
+        summary["seconds"] = seconds_by_phase(RunFolder(deployed.path).events())
         summary["privacy"] |= privacy_figures(RunFolder(deployed.path), config, False)
         if not tables:
             summary["fairness"] = None

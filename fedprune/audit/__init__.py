@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fedprune.audit import receipt_claims
+from fedprune.audit import receipt_claims, summary_checks
 from fedprune.audit._deployed import look_at_receipts, missing_words
+from fedprune.audit._opening import availability_sentence
 from fedprune.audit.checks import check_fairness, check_model, check_record, check_robustness
 from fedprune.audit.evidence import Evidence
 from fedprune.audit.findings import Audit, Finding
@@ -28,7 +29,8 @@ PARTS: Mapping[str, Callable[[Evidence], Iterator[Finding]]] = {
 _UNSEEN = (
     "that clients ran the published code on their own data",
     "that tables, margins and baselines came from the stored models: the rows are not here",
-    "latency, which depends on the machine",
+    "latency and times, which depend on the machine",
+    summary_checks.UNSEEN,
 )
 _UNSIGNED = "a folder forged as a whole: its hashes are not signed by anybody"
 _SIGNED = "a folder forged as a whole with keys made for it: ask the clients which keys are theirs"
@@ -140,6 +142,7 @@ def headlines(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"  known from: {spent['basis']}"
     for words in missing_words(summary):
         yield f"missing: {words}"
+    yield from availability_sentence(summary)
 
 
 def _difference(difference: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ def opening(summary: Json, deployment: Deployment | None = None) -> Opening:
     if gaps:
         words = "; ".join(say.text(gap).rstrip(".") for gap in gaps)
         sentences.append(f"This does not cover everything: {words}.")
-    sentences += missing_sentence(summary)
+    sentences += [*missing_sentence(summary), *availability_sentence(summary)]
     name, seed = summary.get("name"), summary.get("seed")
     parts = [say.text(name) if name else "unnamed run", f"seed {say.text(seed)}"]
     if deployment is not None:
@@ -29,6 +29,21 @@ def opening(summary: Json, deployment: Deployment | None = None) -> Opening:
         sentences=tuple(sentences),
         tiles=tuple(_tiles(summary)),
     )
+
+
+def availability_sentence(summary: Json) -> list[str]:
+    """One sentence about simulated availability; none where everybody always answers."""
+    found = say.table_of(summary, "availability")
+    if not found:
+        return []
+    seconds = say.number(found.get("simulated_seconds")) or 0.0
+    return [
+        f"In this simulation not everybody always answers: in {say.count(found.get('rounds'))} "
+        f"training and voting rounds clients were to be asked {say.count(found.get('clients'))} "
+        f"times and were unavailable {say.count(found.get('unavailable'))} times; "
+        f"{say.count(found.get('dropped'))} answers were lost and {say.count(found.get('late'))} "
+        f"came too late, in {seconds:g} simulated seconds."
+    ]
 
 
 def latency_ratio(summary: Json) -> float | None:

@@ -35,12 +35,13 @@ def guarantee(privacy: Json) -> str:
 
 def privacy_section(summary: Json, deployment: Deployment | None = None) -> Section:
     privacy = say.table_of(summary, "privacy")
+    arrived = not say.table_of(summary, "availability")  # a simulation may lose some
     return Section(
         "privacy",
         "Privacy",
         lead=(guarantee(privacy),),
         notes=(*_notes(privacy), *deployment_notes(summary, deployment)),
-        facts=() if privacy.get("trust") == "none" else tuple(_facts(privacy)),
+        facts=() if privacy.get("trust") == "none" else tuple(_facts(privacy, arrived)),
         tables=_totals(privacy),
         bullets_title="What this ε does not cover",
         bullets=_not_covered(privacy),
@@ -82,7 +83,7 @@ def _keys(deployment: Deployment | None) -> tuple[tuple[str, Table], ...]:
     return (("Clients and the keys that they signed with", deployment.table),)
 
 
-def _facts(privacy: Json) -> list[tuple[str, str]]:
+def _facts(privacy: Json, arrived: bool) -> list[tuple[str, str]]:
     epsilon, delta = say.plain(privacy.get("epsilon"), 6), say.plain(privacy.get("delta"))
     return [
         ("ε and δ of the guarantee", f"ε = {epsilon}, δ = {delta}"),
@@ -91,7 +92,10 @@ def _facts(privacy: Json) -> list[tuple[str, str]]:
         ("Neighbouring relation", _relation(privacy)),
         ("Trusted", _trust(privacy)),
         ("Mechanism", say.text(privacy.get("mechanism"))),
-        ("Reports received", say.count(privacy.get("reports"))),
+        (
+            "Reports received" if arrived else "Reports made, lost ones too",
+            say.count(privacy.get("reports")),
+        ),
         ("Variance of one unit's vote", say.plain(privacy.get("variance_per_vote"), 4)),
     ]
 

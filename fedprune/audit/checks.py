@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from fedprune import hardware, pruning, runs
 from fedprune.audit.evidence import Evidence
 from fedprune.audit.findings import Finding, check, same
+from fedprune.audit.summary_checks import check_summary
 from fedprune.runs import RunFolder
 
 JsonDict = dict[str, Any]
@@ -42,6 +44,12 @@ def check_fairness(evidence: Evidence) -> Iterator[Finding]:
             "counted",
         )
     elif evidence.config.evaluate.tables == "off":
+        yield check(
+            "fairness",
+            "neither accuracy nor gap is stated, since no count tables were collected",
+            lambda: _nothing_evaluated(evidence),
+            "evaluate.tables = off",
+        )
         return
 
     def fairness() -> str | None:
@@ -56,6 +64,12 @@ def check_fairness(evidence: Evidence) -> Iterator[Finding]:
             "recomputed",
         )
     yield check("fairness", "gaps and intervals follow from the count tables", fairness, "redone")
+
+
+def _nothing_evaluated(evidence: Evidence) -> str | None:
+    stated = evidence.summary["accuracy"]
+    wrong = same("accuracy", stated, dict.fromkeys(stated))
+    return wrong or same("fairness", evidence.summary["fairness"], None)
 
 
 def _accuracy(evidence: Evidence) -> str | None:
@@ -107,23 +121,21 @@ def check_robustness(evidence: Evidence) -> Iterator[Finding]:
         return None
 
     def certified() -> str | None:
-        stated = evidence.summary["certified_accuracy"]
-        std = evidence.summary["robustness"]["input_std"]
-        found = runs.certified_accuracies(evidence.folder, float(stated["radius"]), std)
-        return same("certified_accuracy", {k: stated[k] for k in found}, found)
-
-    def uncertified() -> str | None:
-        stated = evidence.summary["certified_accuracy"]
-        pair = {key: stated[key] for key in ("dense", "pruned")}
-        return same("certified_accuracy", pair, dict.fromkeys(pair))
+        robustness = evidence.summary["robustness"]
+        radius, unit = evidence.config.evaluate.certified_radius, robustness["input_unit"]
+        found: JsonDict = {"radius": radius, "unit": unit, "dense": None, "pruned": None}
+        if not why_not:
+            std = robustness["input_std"]
+            found |= runs.certified_accuracies(evidence.folder, radius, std)
+        return same("certified_accuracy", evidence.summary["certified_accuracy"], found)
 
     yield check("robustness", "upper bounds follow from the stored models", bounds, "recomputed")
     yield check("robustness", "upper bounds lie above what was found", enclosed, "both models")
     why_not = _no_certificates_because(evidence)
     if why_not:
         claim = f"no certified accuracy is stated, since {why_not}"
-        yield check("robustness", claim, uncertified, "none is")
-    elif evidence.config.evaluate.tables != "off":
+        yield check("robustness", claim, certified, "none is")
+    else:
         yield check(
             "robustness", "certified accuracy follows from margins and bounds", certified, "redone"
         )
@@ -133,6 +145,8 @@ def _no_certificates_because(evidence: Evidence) -> str:
     """Say why a run can have no certificates; "" where it can."""
     if not evidence.simulated:
         return "margins never leave a deployed client"
+    if not runs.tables_wanted(evidence.config, evidence.simulated):
+        return "no evaluation rows were asked for"
     robustness = evidence.summary.get("robustness")
     unbounded = isinstance(robustness, dict) and robustness.get("method") is None
     return "the network has no rigorous bound" if unbounded else ""
@@ -146,8 +160,8 @@ def check_model(evidence: Evidence) -> Iterator[Finding]:
         for name, (model, architecture) in loaded.items():
             found = hardware.cost(model, architecture.example_input)
             claimed = evidence.summary["cost"][name]
-            pair = {key: claimed[key] for key in ("params", "macs")}
-            wrong = same(f"cost.{name}", pair, {"params": found.params, "macs": found.macs})
+            counted = asdict(found)
+            wrong = same(f"cost.{name}", {key: claimed[key] for key in counted}, counted)
             if wrong:
                 return wrong
         return None
@@ -162,7 +176,8 @@ def check_model(evidence: Evidence) -> Iterator[Finding]:
             return "the units that the model kept are not those of votes.safetensors"
         return None
 
-    yield check("model", "parameters and MACs are those of the stored models", cost, "recounted")
+    claim = "parameters, MACs and bytes are those of the stored models"
+    yield check("model", claim, cost, "recounted")
     yield check("model", "the model kept the units that were selected", kept, "compared")
 
 
@@ -188,26 +203,12 @@ def check_record(evidence: Evidence) -> Iterator[Finding]:
         return f"run {evidence.run} is not a {kind} run of this configuration"
 
     def absent() -> str | None:
-        named: JsonDict = {}
-        for event in folder.events():
-            named.update(event.get("missing", {}))
+        named = runs.missing_by_round(folder.events())
         clients = range(evidence.config.data.clients)
         for name, gone in evidence.missing.items():
             if not gone or set(gone) - set(clients) or len(set(gone)) != len(gone):
                 return f"the clients missing in {name} are not some of 0 to {clients[-1]}: {gone}"
         return same("missing", evidence.missing, named)
-
-    def compared() -> str | None:
-        results, steps = evidence.results(), evidence.config.prune.steps
-        recalls = runs.mask_recalls(results, steps)
-        wrong = same("mask_recall", summary["mask_recall"], recalls.get("private"))
-        for name, parts in (summary["baselines"] or {}).items():
-            found = {
-                "accuracy": results.get(f"{name}/evaluate-after", {}).get("accuracy"),
-                "mask_recall": recalls[name],
-            }
-            wrong = wrong or same(f"baselines.{name}", {key: parts[key] for key in found}, found)
-        return wrong
 
     def all_seeds() -> str | None:
         config = evidence.config
@@ -216,7 +217,7 @@ def check_record(evidence: Evidence) -> Iterator[Finding]:
             path = folder.path / "seeds" / f"seed-{seed}"
             summaries.append(RunFolder.open(path).read_json("summary.json"))
         if summary["baselines"] is None:
-            return None
+            return same("paired_difference", summary["paired_difference"], None)
         found = runs.compare_over_seeds(summaries, config.evaluate.confidence)
         return same("paired_difference", summary["paired_difference"], found)
 
@@ -228,10 +229,10 @@ def check_record(evidence: Evidence) -> Iterator[Finding]:
 
     yield check("record", "the files are those that the run ended with", sealed, "SHA-256")
     yield check("record", "the configuration is the one that was run", configured, "compared")
-    if not evidence.simulated:
+    if not evidence.simulated or evidence.config.availability.configured:
         detail = _missing_words(evidence)
         yield check("record", "who did not answer is named as the events name it", absent, detail)
-    yield check("record", "recalls and baselines are those of the events", compared, "recomputed")
+    yield from check_summary(evidence)
     yield check("record", "every seed is there and the comparison follows", all_seeds, "redone")
     yield check("record", "layout.json describes the dense model's units", laid_out, "compared")
 

@@ -86,7 +86,8 @@ def same(name: str, claimed: Any, found: Any, tolerance: float = 1e-9) -> str | 
         close = abs(claimed - found) <= tolerance * max(1.0, abs(found))
         return None if close else f"{name} is stated as {claimed!r}, recomputed as {found!r}"
     else:
-        return None if claimed == found else f"{name} is stated as {claimed!r}, found {found!r}"
+        alike = claimed == found and isinstance(claimed, bool) == isinstance(found, bool)
+        return None if alike else f"{name} is stated as {claimed!r}, found {found!r}"
     return next((w for w in (same(*pair, tolerance=tolerance) for pair in pairs) if w), None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedprune import runs
+from fedprune.audit.availability_checks import lost_answers
 from fedprune.audit.charge_checks import charge_flaw
 from fedprune.audit.evidence import Evidence
 from fedprune.audit.findings import Finding, check
@@ -48,11 +49,12 @@ def claims(evidence: Evidence) -> Iterator[Finding]:
 
 
 def reports(evidence: Evidence) -> dict[str, list[tuple[int, Report]]]:
-    """The stored answers of every round, each with its client."""
+    """The stored answers of every round that arrived, each with its client."""
     by_round: dict[str, list[tuple[int, Report]]] = {}
+    lost = lost_answers(evidence)
     with _ledger(evidence) as ledger:
         for entry in ledger.entries():
-            if entry.stage == STORED:
+            if entry.stage == STORED and int(entry.client) not in lost.get(entry.round, ()):
                 answer = int(entry.client), Report(entry.report)
                 by_round.setdefault(entry.round, []).append(answer)
     return by_round

@@ -147,19 +147,19 @@ def describe(path: str | Path) -> LedgerReport:
     with Ledger.open(path, read_only=True) as ledger:
         terms, budgets, private = ledger.terms, ledger.budgets, ledger.private
         rows, head = ledger.head
+        events = tuple(_event(seq, entry) for seq, entry in ledger.numbered_entries())
         try:
-            events = tuple(_event(seq, entry) for seq, entry in ledger.numbered_entries())
             accounts = tuple(_accounts(events, budgets))
-        except (ValueError, PrivacyError) as error:
+        except PrivacyError as error:
             raise LedgerError(f"a row of the ledger {path} is damaged: {error}") from None
     return LedgerReport(
         path=str(path),
-        owner=terms.get("owner", "nobody"),
+        owner=_printable(terms.get("owner", "nobody")),
         private=private,
         budgets=tuple(_allowance(budget, private) for budget in budgets.values()),
-        signing_key=terms.get("signing_key"),
+        signing_key=_printable(terms["signing_key"]) if "signing_key" in terms else None,
         rows=rows,
-        head=head,
+        head=_printable(head),
         accounts=accounts,
         not_covered=tuple(not_covered(e.kind for e in events if e.relation == UNPROTECTED)),
         events=events,
@@ -182,21 +182,27 @@ def exact_decimal(value: Fraction) -> str:
 
 def _event(seq: int, entry: Entry) -> Event:
     stored = entry.stage == STORED
+    found = hashlib.sha256(entry.report).hexdigest() if stored else entry.content_hash
     return Event(
         seq=seq,
-        client=entry.client,
-        run=entry.run,
-        round=entry.round,
-        kind=entry.kind,
-        stage=entry.stage,
-        question=entry.question,
-        relation=entry.relation,
+        client=_printable(entry.client),
+        run=_printable(entry.run),
+        round=_printable(entry.round),
+        kind=_printable(entry.kind),
+        stage=_printable(entry.stage),
+        question=_printable(entry.question),
+        relation=_printable(entry.relation),
         epsilon=entry.epsilon,
         delta=entry.delta,
-        released=entry.event,
+        released=_printable(entry.event),
         report_bytes=len(entry.report),
-        report_sha256=hashlib.sha256(entry.report).hexdigest() if stored else entry.content_hash,
+        report_sha256=_printable(found),
     )
+
+
+def _printable(text: str) -> str:
+    """Write what was no text in a damaged file so that it can be printed."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _allowance(budget: Budget, private: bool) -> Allowance:
@@ -254,7 +260,8 @@ def _table(events: Sequence[Event]) -> Iterator[str]:
     head = ("row", "client", "run", "round", "kind", "stage", "epsilon", "relation", "report")
     rows = [head]
     for event in events:
-        epsilon = f"{event.epsilon!r}" if event.stage == RESERVED else _ELSEWHERE[event.stage]
+        charged = event.stage == RESERVED
+        epsilon = f"{event.epsilon!r}" if charged else _ELSEWHERE.get(event.stage, "not known")
         report = f"{event.report_bytes} B {event.report_sha256[:12]}" if event.report_sha256 else ""
         rows.append(
             (

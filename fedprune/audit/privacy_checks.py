@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from fedprune import runs
 from fedprune.audit import ledger_claims, receipt_claims
+from fedprune.audit.availability_checks import check_availability
 from fedprune.audit.empirical_checks import check_empirical
 from fedprune.audit.evidence import Evidence
 from fedprune.audit.findings import Finding, check, same
@@ -23,9 +24,10 @@ def check_privacy(evidence: Evidence) -> Iterator[Finding]:
     if not all(finding.holds for finding in grounds):
         return
     yield from source.claims(evidence)
+    yield from check_availability(evidence)
     yield check(
         "privacy",
-        "epsilon, reports and what is not covered are as the summary says",
+        "epsilon, reports, noise and what is not covered are as the summary says",
         lambda: _figures(evidence),
         runs.privacy_figures(evidence.folder, evidence.config, evidence.simulated)["statement"],
     )
@@ -46,6 +48,10 @@ def check_privacy(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _figures(evidence: Evidence) -> str | None:
-    found = runs.privacy_figures(evidence.folder, evidence.config, evidence.simulated)
-    claimed = evidence.summary["privacy"]
-    return same("privacy", {key: claimed[key] for key in found}, found)
+    votes = evidence.folder.read_tensors("votes.safetensors")
+    found = {
+        "mechanism": evidence.results()["plan"]["mechanism"],
+        "variance_per_vote": float(votes["step1.variance"].double().mean()),
+        **runs.privacy_figures(evidence.folder, evidence.config, evidence.simulated),
+    }
+    return same("privacy", evidence.summary["privacy"], found)

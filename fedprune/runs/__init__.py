@@ -1,6 +1,26 @@
 """The run folder: architecture descriptions, atomic files, events, resume, recomputed figures."""
 
 from fedprune.runs.architecture import Architecture
+from fedprune.runs.availability import (
+    TRACE,
+    Fates,
+    availability_rounds,
+    availability_totals,
+    expected_reports,
+    fates,
+    heard_share,
+    most_available,
+    next_begin,
+)
+from fedprune.runs.figures import (
+    kept_units,
+    missing_by_round,
+    planned_figures,
+    run_title,
+    seconds_by_phase,
+    tables_wanted,
+    traffic,
+)
 from fedprune.runs.folder import RunFolder, load_weights_vector, weights_vector
 from fedprune.runs.private_rounds import private_rounds
 from fedprune.runs.protection import (
@@ -12,6 +32,7 @@ from fedprune.runs.protection import (
     central_guarantee,
     guarantee,
     min_reports,
+    participants,
     phase_round,
     ranked_clients,
     ranks_label,
@@ -37,27 +58,40 @@ from fedprune.runs.spending import LEDGER, LedgerTotals, ledger_totals, privacy_
 
 __all__ = [
     "LEDGER",
+    "TRACE",
     "Architecture",
+    "Fates",
     "LedgerTotals",
     "RunFolder",
     "aggregate_mechanism",
     "answer_budget",
     "asked_at_once",
     "assigns_blocks",
+    "availability_rounds",
+    "availability_totals",
     "budgets",
     "central_guarantee",
     "certified_accuracies",
     "compare_over_seeds",
+    "expected_reports",
     "fairness_of_tables",
+    "fates",
     "guarantee",
+    "heard_share",
     "is_run_of",
+    "kept_units",
     "ledger_contradiction",
     "ledger_totals",
     "lipschitz_bounds",
     "load_weights_vector",
     "mask_recalls",
     "min_reports",
+    "missing_by_round",
+    "most_available",
+    "next_begin",
+    "participants",
     "phase_round",
+    "planned_figures",
     "privacy_figures",
     "private_rounds",
     "ranked_clients",
@@ -70,7 +104,11 @@ __all__ = [
     "report_mechanism",
     "round_event",
     "run_id",
+    "run_title",
     "seal",
+    "seconds_by_phase",
     "step_phases",
+    "tables_wanted",
+    "traffic",
     "weights_vector",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ from fedprune.errors import RunError
 from fedprune.runs.architecture import Architecture
 
 JsonDict = dict[str, Any]
+_TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
 
 
 class RunFolder:
@@ -88,7 +90,17 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RunError(f"{self.path} is in use by another process") from None
+            self._remove_leftovers()
             yield
+
+    def _remove_leftovers(self) -> None:
+        """Remove what processes that died had begun to write, but not in the runs within this."""
+        for place, folders, files in os.walk(self.path):
+            here = Path(place)
+            folders[:] = [name for name in folders if not (here / name / "config.toml").is_file()]
+            for name in filter(_TEMPORARY.fullmatch, files):
+                with suppress(OSError):
+                    (here / name).unlink()
 
     @property
     def config(self) -> Config:
@@ -236,6 +248,10 @@ class RunFolder:
             os.fsync(file.fileno())
         _sync_folder(self.path)
 
+    def is_finished(self, phase: str) -> bool:
+        """Whether a phase's event was written."""
+        return phase in self._results()
+
     def phase(
         self,
         name: str,
@@ -250,10 +266,9 @@ class RunFolder:
             action: does the work, writes its files, returns a JSON-able result.
             extra: further fields of the event, read when the action is done.
         """
-        if self._finished is None:
-            self._finished = {event["phase"]: dict(event["result"]) for event in self.events()}
-        if name in self._finished:
-            return self._finished[name]
+        finished = self._results()
+        if name in finished:
+            return finished[name]
         begun = time.perf_counter()
         result = action()
         seconds = time.perf_counter() - begun
@@ -266,8 +281,14 @@ class RunFolder:
                 **extra(),
             }
         )
-        self._finished[name] = result
+        finished[name] = result
         return result
+
+    def _results(self) -> dict[str, JsonDict]:
+        """What finished phases said, read once."""
+        if self._finished is None:
+            self._finished = {event["phase"]: dict(event["result"]) for event in self.events()}
+        return self._finished
 
 
 def _sync_folder(path: Path) -> None:

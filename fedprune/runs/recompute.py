@@ -15,6 +15,7 @@ from fedprune.config import Config
 from fedprune.errors import UnsupportedOpError
 from fedprune.privacy import Ledger
 from fedprune.randomness import SimulationRandomness
+from fedprune.runs.availability import TRACE
 from fedprune.runs.folder import RunFolder
 from fedprune.runs.receipts import RECEIPTS, receipts_contradiction
 from fedprune.runs.spending import LEDGER
@@ -30,6 +31,7 @@ SEALED = (
     "votes.safetensors",
     "tables.json",
     "margins.safetensors",
+    TRACE,
     RECEIPTS,
 )
 

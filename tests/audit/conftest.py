@@ -39,7 +39,8 @@ def _without_40_and_41(
     station: Station, question: Question, clients: Sequence[int]
 ) -> list[Outcome]:
     there = [number for number in clients if number < 40]
-    answers = dict(zip(there, answer_report(station, question, there), strict=True))
+    found = answer_report(station, question, there).outcomes(there)
+    answers = dict(zip(there, found, strict=True))
     return [answers.get(number, FederationError("it is not there")) for number in clients]
 
 

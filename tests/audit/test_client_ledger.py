@@ -190,7 +190,7 @@ def test_a_changed_row_is_found(small: Path) -> None:
         raw.execute("UPDATE entries SET epsilon = 'many' WHERE seq = 1")
     raw.close()
     assert "ledger row 1" in broken(small)
-    with pytest.raises(LedgerError, match=r"a row of the ledger .* is damaged"):
+    with pytest.raises(LedgerError, match=r"row 1 of the ledger .* is damaged"):
         describe(small)
 
 

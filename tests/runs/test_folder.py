@@ -68,6 +68,28 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(folder: RunFolder) -> 
     assert [p.name for p in folder.path.iterdir() if p.name.endswith(".tmp")] == []
 
 
+def test_what_a_killed_process_had_begun_to_write_is_gone_when_the_run_goes_on(
+    folder: RunFolder,
+) -> None:
+    other = RunFolder.create(folder.path / "seeds" / "seed-2", configuration.load())
+    begun = [".summary.json.71.tmp", "checkpoints/.vote-1.safetensors.72.tmp"]
+    own = ["notes.tmp", ".hidden", "checkpoints/.a.tmp"]
+    for name in (*begun, *own, "seeds/seed-2/.summary.json.73.tmp"):
+        (folder.path / name).parent.mkdir(exist_ok=True)
+        (folder.path / name).write_bytes(b"half")
+    with folder.locked():
+        assert [name for name in begun if (folder.path / name).exists()] == []
+        assert [name for name in own if not (folder.path / name).exists()] == []
+        assert (other.path / ".summary.json.73.tmp").exists()  # another process may be writing it
+        folder.write_text("summary.json", "whole")
+        (folder.path / ".x.json.1.tmp").write_bytes(b"being written")
+        with pytest.raises(RunError, match="in use"), folder.locked():
+            pass
+        assert (folder.path / ".x.json.1.tmp").exists()
+    with other.locked():
+        assert not (other.path / ".summary.json.73.tmp").exists()
+
+
 def test_damaged_and_missing_files_are_one_sentence(folder: RunFolder) -> None:
     with pytest.raises(RunError, match=r"has no summary\.json; is it finished\?"):
         folder.read_json("summary.json")

@@ -189,13 +189,14 @@ class Budget:
             content: dict[str, Any] = json.loads(text)
             numbers = {name: float.fromhex(content.pop(name)) for name in _NUMBERS}
             budget = cls(**{**content, **numbers})
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except _UNREADABLE as error:
             raise PrivacyError(f"not a budget: {text[:120]!r}") from error
         if budget.to_text() != text:
             raise PrivacyError(f"a budget is not written as budgets are: {text[:120]!r}")
         return budget
 
 
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 _NUMBERS = ("epsilon", "delta", "order")
 
 

@@ -138,7 +138,7 @@ def _epsilon_of(schedule: Schedule, delta: float) -> float:
     if not (schedule.pure or schedule.gaussian or schedule.sampled):
         return epsilon_from_rho(schedule.rho, delta)
     bound = min(schedule.pure_epsilon(), schedule.renyi_epsilon(delta))
-    if bound > _MOST_EPSILON or schedule.largest_loss(delta) > 2 * _MOST_LOSS:
+    if not 0 < bound <= _MOST_EPSILON or schedule.largest_loss(delta) > 2 * _MOST_LOSS:
         return bound
     return min(bound, max(_losses_epsilon(schedule, bound, delta, r) for r in schedule.directions))
 

@@ -89,6 +89,14 @@ class SubsampledGaussianEvent:
 
 Event: TypeAlias = PureEvent | ZeroConcentratedEvent | SubsampledGaussianEvent
 
+_UNREADABLE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,  # a number past the largest float
+    RecursionError,
+)
 _NAMES: Mapping[str, type[Event]] = {
     "pure": PureEvent,
     "zcdp": ZeroConcentratedEvent,
@@ -114,7 +122,7 @@ def event_from_text(text: str) -> Event:
         kind = _NAMES[content.pop("event")]
         values = {k: float.fromhex(v) if isinstance(v, str) else v for k, v in content.items()}
         event: Event = kind(**values)  # type: ignore[arg-type]  # the values decide
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise PrivacyError(f"not an event that this accountant knows: {text[:120]!r}") from error
     if event_to_text(event) != text:
         raise PrivacyError(f"an event is not written as events are: {text[:120]!r}")

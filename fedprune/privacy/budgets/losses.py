@@ -154,7 +154,8 @@ def zero_concentrated(rho: float, step: float, tail: float) -> Lattice:
     corners = _lower_hull(gamma, delta)
     slopes = np.append(np.diff(delta[corners]) / np.diff(gamma[corners]), 0.0)
     masses = np.zeros(2 * count * stride + 1)
-    masses[(corners[1:] - 1) * stride] = gamma[corners[1:]] * np.diff(slopes)
+    rising = np.maximum(np.diff(slopes), 0.0)  # by rounding, equal slopes may seem to fall
+    masses[(corners[1:] - 1) * stride] = gamma[corners[1:]] * rising
     return Lattice(step, -count * stride, masses * (1 + _SAFE), at_infinity=float(delta[-1]))
 
 

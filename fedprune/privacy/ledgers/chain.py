@@ -10,71 +10,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.errors import PrivacyError
+from fedprune.privacy.ledgers.columns import COLUMNS, TABLES, Row, type_flaw
 from fedprune.privacy.ledgers.entry import RESERVED, SENT, STORED, Entry
 
 HASH_BYTES = 32  # of a content hash, packed in a cohort's row
 MOST_CLIENTS = 2**32  # a cohort's clients are numbers below this
 
 Numbers = NDArray[np.int64]
-
-TABLES = """
-CREATE TABLE terms (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE entries (
-  seq INTEGER PRIMARY KEY,
-  client TEXT NOT NULL,
-  run TEXT NOT NULL,
-  round TEXT NOT NULL,
-  kind TEXT NOT NULL,
-  stage TEXT NOT NULL,
-  question TEXT NOT NULL,
-  relation TEXT NOT NULL,
-  epsilon TEXT NOT NULL,
-  delta TEXT NOT NULL,
-  event TEXT NOT NULL,
-  report_hash TEXT NOT NULL,
-  previous TEXT NOT NULL,
-  hash TEXT NOT NULL,
-  clients BLOB NOT NULL,
-  report BLOB NOT NULL
-) STRICT;
-CREATE UNIQUE INDEX once ON entries (client, run, round, stage)
-  WHERE stage != 'sent' AND client != '';
-CREATE INDEX by_client ON entries (client, run, round);
-"""
-
-
-class Row(NamedTuple):
-    """One row as it lies in the file.
-
-    `client` is "" in a cohort's row, whose `clients` are little-endian 32-bit numbers and whose
-    `report` holds as many reports (or content hashes) of one size, in the same order.
-    """
-
-    seq: int
-    client: str
-    run: str
-    round: str
-    kind: str
-    stage: str
-    question: str
-    relation: str
-    epsilon: str
-    delta: str
-    event: str
-    report_hash: str
-    previous: str
-    hash: str
-    clients: bytes
-    report: bytes
-
-
-COLUMNS = ", ".join(Row._fields)
 
 
 def to_row(seq: int, previous: str, entry: Entry) -> Row:
@@ -135,8 +82,12 @@ def to_entry(row: Row) -> Entry:
     """Read one client's row back.
 
     Raises:
-        ValueError: if epsilon or delta is no number.
+        ValueError: if a column holds another type than it should, or epsilon or delta is no
+            number.
     """
+    flaw = type_flaw(row)
+    if flaw:
+        raise ValueError(flaw)
     sent = row.stage == SENT
     return Entry(
         client=row.client,
@@ -145,13 +96,20 @@ def to_entry(row: Row) -> Entry:
         kind=row.kind,
         question=row.question,
         relation=row.relation,
-        epsilon=float.fromhex(row.epsilon),
-        delta=float.fromhex(row.delta),
+        epsilon=_number(row.epsilon),
+        delta=_number(row.delta),
         event=row.event,
         stage=row.stage,
         report=b"" if sent else row.report,
         content_hash=row.report_hash if sent else "",
     )
+
+
+def _number(text: str) -> float:
+    try:
+        return float.fromhex(text)
+    except OverflowError as error:
+        raise ValueError(f"{text[:40]!r}: {error}") from None
 
 
 def to_entries(row: Row) -> Iterator[Entry]:
@@ -295,4 +253,5 @@ __all__ = [
     "to_entries",
     "to_entry",
     "to_row",
+    "type_flaw",
 ]

@@ -116,13 +116,19 @@ class LedgerFile:
         ).fetchone()[0]
         if not found:
             return {}
-        return dict(self._connection.execute("SELECT name, value FROM terms ORDER BY name"))
+        terms = dict(self._connection.execute("SELECT name, value FROM terms ORDER BY name"))
+        for name, value in terms.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise LedgerError(f"the terms of {self.path} are damaged: {name!r:.80} is not text")
+        return terms
 
     def _head(self) -> tuple[int, str]:
         row = self._connection.execute(
             "SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1"
         ).fetchone()
-        return (int(row[0]), str(row[1])) if row else (0, genesis(self._terms()))
+        if row and not isinstance(row[0], int):
+            raise LedgerError(f"the last row of the ledger {self.path} has no number: {row[0]!r}")
+        return (row[0], str(row[1])) if row else (0, genesis(self._terms()))
 
     def _hash_at(self, seq: int) -> str | None:
         if seq == 0:

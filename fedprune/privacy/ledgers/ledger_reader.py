@@ -84,12 +84,15 @@ class LedgerReader(LedgerFile):
         """Read all entries in order, each with the number of its row.
 
         Raises:
-            ValueError: if a row is not as they are written.
+            LedgerError: if a row is not as they are written, naming it.
         """
         with readable_failures(self.path):
             for row in self._rows_after(0):
-                for entry in to_entries(row):
-                    yield row.seq, entry
+                try:
+                    for entry in to_entries(row):
+                        yield row.seq, entry
+                except ValueError as error:
+                    raise self._damaged(row, error) from None
 
     # Receipts.
 
@@ -123,7 +126,7 @@ class LedgerReader(LedgerFile):
                 f"receipt under key {key.public[:12]}"
             )
         row = self._answer(entry)
-        receipt = Receipt.sign(to_entry(row), row=row.seq, previous=row.previous, key=key)
+        receipt = Receipt.sign(self._entry(row), row=row.seq, previous=row.previous, key=key)
         if receipt.ledger_head != row.hash:
             raise LedgerError(f"row {row.seq} of the ledger {self.path} does not match its hash")
         return receipt
@@ -206,6 +209,15 @@ class LedgerReader(LedgerFile):
                 found[place] = part.tobytes()
         return tuple(found)
 
+    def _entry(self, row: Row) -> Entry:
+        try:
+            return to_entry(row)
+        except ValueError as error:
+            raise self._damaged(row, error) from None
+
+    def _damaged(self, row: Row, error: ValueError) -> LedgerError:
+        return LedgerError(f"row {row.seq} of the ledger {self.path} is damaged: {error}")
+
     def _answer(self, entry: Entry) -> Row:
         """Find the row that stands for an event's answer."""
         entry = self._new_state().completed(entry)
@@ -217,7 +229,7 @@ class LedgerReader(LedgerFile):
             )
             rows = [Row._make(row) for row in found]
         for row in rows:
-            past = to_entry(row)
+            past = self._entry(row)
             if past.stage == STORED and past.asked == entry.asked:
                 return row
             if past.stage == SENT and past == replace(entry, stage=SENT, report=b""):

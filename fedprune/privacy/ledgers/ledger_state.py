@@ -34,6 +34,7 @@ from fedprune.privacy.ledgers.chain import (
     cohort_clients,
     row_flaws,
     to_entry,
+    type_flaw,
 )
 from fedprune.privacy.ledgers.entry import Asked, guarantee_alone
 from fedprune.privacy.ledgers.int_map import IntMap
@@ -177,6 +178,12 @@ class LedgerState:
 
     def read(self, row: Row) -> Iterator[str]:
         """Take the next row of a file; yield one sentence for everything that is wrong with it."""
+        wrong = type_flaw(row)
+        if wrong:  # nothing can be computed from it, and the rows after it still link to its hash
+            self.rows = row.seq if isinstance(row.seq, int) else self.rows + 1
+            self.head = str(row.hash)
+            yield _named(row, wrong)
+            return
         yield from (_named(row, flaw) for flaw in row_flaws(row, self.rows + 1, self.head))
         yield from (_named(row, flaw) for flaw in self.take(row))
 

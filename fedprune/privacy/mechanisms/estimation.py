@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -164,7 +165,7 @@ class VoteSums:
         return Tally(self._by_unit(keeps), self._by_unit(received), gain)
 
     def estimate(
-        self, gain: float, *, counts: Counts, population: float | None = None
+        self, gain: Fraction | float, *, counts: Counts, population: float | None = None
     ) -> VoteEstimate:
         """Debias the sums with the mechanism's gain c.
 
@@ -179,7 +180,7 @@ class VoteSums:
         of a single report.
 
         Args:
-            gain: c.
+            gain: c; exactly, where it is so close to 1 that a float may not say so.
             counts: what the sums are divided by.
             population: N, the clients whose share is meant, of whom those reporting are a random
                 sample; None for the reporting clients themselves, `math.inf` for a wider world.
@@ -200,34 +201,51 @@ class VoteSums:
             self._by_unit(variance),
             self.num_reports,
             _METHODS[counts],
-            self.tally(gain),
+            self.tally(float(gain)),
         )
 
     def _by_unit(self, by_block: NDArray[_Scalar]) -> NDArray[_Scalar]:
         return by_block.reshape(-1)[: self.num_units]
 
     def _expected(
-        self, gain: float, clients: float
+        self, gain: Fraction | float, clients: float
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        blocks, reports = len(self.received), self.num_reports
-        mean = 0.5 + blocks * self.signed / (2.0 * reports * gain)
+        blocks, reports, c = len(self.received), self.num_reports, float(gain)
+        mean = 0.5 + blocks * self.signed / (2.0 * reports * c)
         # A sample of a larger population differs from it by at most S^2 <= N / (4 (N - 1)).
         sampling = (1.0 - reports / clients) / (1.0 - 1.0 / clients) if clients > reports else 0.0
-        variance = (blocks / gain**2 - 1.0 + sampling) / (4.0 * reports)
+        noise = bit_noise(gain) / c**2  # 1 / c^2 - 1
+        variance = (blocks * noise + (blocks - 1.0) + sampling) / (4.0 * reports)
         return mean, np.full_like(mean, variance)
 
     def _known(
-        self, gain: float, clients: float
+        self, gain: Fraction | float, clients: float
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        c, noise = float(gain), bit_noise(gain)
         count = np.maximum(self.received, 1)[:, None].astype(np.float64)
         average = self.signed / count
         spread = (1.0 - average**2) * count / np.maximum(count - 1.0, 1.0)
-        noise = 1.0 - gain**2  # the spread of a bit on which all clients agree
-        largest = noise + gain**2 * (clients / (clients - 1.0) if 1 < clients < np.inf else 1.0)
+        largest = noise + c**2 * (clients / (clients - 1.0) if 1 < clients < np.inf else 1.0)
         spread = np.where(count >= _ENOUGH_BITS, np.clip(spread, noise, largest), largest)
         total = noise + (1.0 - count / clients) * (spread - noise)
         total = np.where(self.received[:, None] > 0, total, 1.0)
-        return 0.5 + average / (2.0 * gain), total / (4.0 * gain**2 * count)
+        return 0.5 + average / (2.0 * c), total / (4.0 * c**2 * count)
+
+
+def bit_noise(gain: Fraction | float) -> float:
+    """Give 1 - c^2, the variance of a sent +-1 bit on which all clients agree.
+
+    It is computed in whole numbers and rounded once: with a large epsilon c differs from 1 by
+    less than a float can say, and a variance of 0 would make the votes more than they are.
+
+    Args:
+        gain: c in (0, 1).
+
+    Returns:
+        Above 0 where c is below 1.
+    """
+    above, below = Fraction(gain).as_integer_ratio()
+    return (below * below - above * above) / (below * below)
 
 
 def _ones_by_block(

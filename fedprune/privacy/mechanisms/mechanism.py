@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedprune.errors import PrivacyError, ReportError
-from fedprune.privacy.mechanisms.estimation import Counts, VoteEstimate, VoteSums
+from fedprune.privacy.mechanisms.estimation import Counts, VoteEstimate, VoteSums, bit_noise
 from fedprune.privacy.mechanisms.reports import Report, ReportFormat, Rows, in_parts
 from fedprune.randomness import Randomness
 
@@ -178,7 +178,7 @@ class Mechanism(ABC):
         self, sums: VoteSums, *, counts: Counts = "expected", population: float | None = None
     ) -> VoteEstimate:
         """Turn sums into unbiased votes; see `VoteSums.estimate`."""
-        return sums.estimate(float(self.agreement_gain), counts=counts, population=population)
+        return sums.estimate(self.agreement_gain, counts=counts, population=population)
 
     def estimate(
         self, reports: Iterable[Report] | Rows, *, counts: Counts = "expected"
@@ -217,12 +217,12 @@ class Mechanism(ABC):
         """
         if num_reports < 1:
             raise PrivacyError(f"num_reports must be at least 1, got {num_reports!r}")
-        noise = 1.0 / float(self.agreement_gain) ** 2
+        noise = bit_noise(self.agreement_gain) / float(self.agreement_gain) ** 2  # 1 / c^2 - 1
         if not assigned:
-            return (self.num_blocks * noise - 1.0) / (4.0 * num_reports)
+            return (self.num_blocks * noise + (self.num_blocks - 1)) / (4.0 * num_reports)
         in_block = max(1, num_reports // self.num_blocks)
         others = (num_reports - in_block) / max(1, num_reports - 1)
-        return ((noise - 1.0) / 4.0 + keep_share * (1.0 - keep_share) * others) / in_block
+        return (noise / 4.0 + keep_share * (1.0 - keep_share) * others) / in_block
 
 
 def check_parameters(epsilon: float, num_units: int, delta: float = 0.0) -> None:

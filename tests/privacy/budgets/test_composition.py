@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution as google
 from dp_accounting.pld.common import DifferentialPrivacyParameters
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant
 from scipy.stats import norm
@@ -192,6 +192,8 @@ def test_epsilon_never_falls_when_an_event_is_added_nor_with_their_order(
 
 @settings(deadline=None, max_examples=15)
 @given(event=EVENTS, log_delta=st.floats(-20.0, -4.0))
+@example(event=SubsampledGaussianEvent(2.0, 0.03125, 1), log_delta=-4.0)  # epsilon is 0
+@example(event=ZeroConcentratedEvent(0.0001), log_delta=-18.0)
 def test_delta_at_the_epsilon_of_a_delta_is_that_delta_or_less(
     event: Event, log_delta: float
 ) -> None:
