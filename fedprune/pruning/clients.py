@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from fedprune.errors import PruningError
+from fedprune.hardware.parallel import map_in_order
 
 Progress: TypeAlias = Callable[[int, int], None]
-
-DEFAULT_BATCH_SIZE = 100
 
 
 class Source(Protocol):
@@ -29,6 +28,33 @@ class Source(Protocol):
         ...
 
 
+class Passes(Protocol):
+    """What gives a row of values for each example of a batch."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the values lie."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """Batches that may be worked on at once, each in a thread of its own."""
+        ...
+
+    @property
+    def num_units(self) -> int:
+        """Values of each example."""
+        ...
+
+    def batch_size(self, examples: int) -> int:
+        """Examples of a fast pass, where there are so many in all."""
+        ...
+
+    def of(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Values [batch, num_units] of one batch."""
+        ...
+
+
 @dataclass(frozen=True)
 class Clients:
     """Every client's examples, one client after another or mixed.
@@ -37,14 +63,14 @@ class Clients:
         source: The examples.
         rows: For each example the row of its client, [num_examples] int64.
         ids: The distinct client ids in rising order, one for each row.
-        batch_size: Examples in one pass.
+        batch_size: Examples in one pass, or None for what the model runs fast with.
         progress: Called with the examples done and their number after every pass, or None.
     """
 
     source: Source
     rows: Tensor
     ids: tuple[int, ...]
-    batch_size: int = DEFAULT_BATCH_SIZE
+    batch_size: int | None = None
     progress: Progress | None = None
 
     @classmethod
@@ -53,7 +79,7 @@ class Clients:
         inputs: Tensor | Source,
         labels: Tensor | None,
         client_ids: Tensor,
-        batch_size: int,
+        batch_size: int | None,
         progress: Progress | None,
     ) -> Clients:
         """Put examples, labels and client ids together.
@@ -61,7 +87,7 @@ class Clients:
         Raises:
             PruningError: if lengths or types do not fit.
         """
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise PruningError(f"batch_size must be at least 1, got {batch_size}")
         source = _source(inputs, labels)
         if len(source) == 0:
@@ -78,16 +104,24 @@ class Clients:
     def of_one(cls, inputs: Tensor, labels: Tensor) -> Clients:
         """All examples are one client's: one minibatch."""
         rows = torch.zeros(len(inputs), dtype=torch.int64)
-        return cls.of(inputs, labels, rows, DEFAULT_BATCH_SIZE, None)
+        return cls.of(inputs, labels, rows, None, None)
 
-    def sum_rows(self, per_example: Callable[[Tensor, Tensor], Tensor], width: int) -> Tensor:
-        """Sum [batch, width] values over each client's examples, [num_clients, width] float64."""
-        sums = torch.zeros(len(self.ids), width, dtype=torch.float64)
-        examples = len(self.source)
-        for start in range(0, examples, self.batch_size):
-            stop = min(start + self.batch_size, examples)
-            values = per_example(*self.source.batch(start, stop))
-            sums.index_add_(0, self.rows[start:stop], values.double().cpu())
+    def sum_rows(self, passes: Passes) -> Tensor:
+        """Sum values over each client's examples, [num_clients, num_units] float64.
+
+        Batches are read in order in the calling thread and summed in order, so that the sums are
+        the same however many threads there are.
+        """
+        device, examples = passes.device, len(self.source)
+        sums = torch.zeros(len(self.ids), passes.num_units, dtype=torch.float64, device=device)
+        rows = self.rows.to(device)
+        size = self.batch_size or passes.batch_size(examples)
+        spans = [(start, min(start + size, examples)) for start in range(0, examples, size)]
+        batches = (self.source.batch(*span) for span in spans)
+        workers = min(passes.workers, len(spans))
+        values = map_in_order(lambda batch: passes.of(*batch), batches, workers)
+        for (start, stop), found in zip(spans, values, strict=True):
+            sums.index_add_(0, rows[start:stop], found.double())
             if self.progress is not None:
                 self.progress(stop, examples)
         return sums

@@ -25,11 +25,15 @@ Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Question:
-    """What every criterion is asked about: a model, its units, and a seed for those that draw."""
+    """What every criterion is asked about: a model, its units, and a seed for those that draw.
+
+    `precision` is that of the passes, for those that need any.
+    """
 
     model: nn.Module
     layout: UnitLayout
     seed: int | None
+    precision: str = "float32"
 
     def stream(self, *labels: str | int) -> SimulationRandomness:
         """The seeded stream that the labels name.
@@ -63,21 +67,22 @@ def taylor() -> Criterion:
     """
 
     def of_batches(question: Question, batches: Batches) -> Tensor:
-        gates = GateGradients(question.model, question.layout)
+        gates = GateGradients(question.model, question.layout, question.precision)
         rows = [_squared_means(gates, Clients.of_one(*batch))[0] for batch in batches]
         if not rows:
             raise PruningError("taylor needs at least one minibatch, got none")
         return torch.stack(rows).mean(0)
 
     def of_clients(question: Question, clients: Clients) -> Tensor:
-        return _squared_means(GateGradients(question.model, question.layout), clients)
+        gates = GateGradients(question.model, question.layout, question.precision)
+        return _squared_means(gates, clients)
 
     return Criterion(of_batches, of_clients)
 
 
 def _squared_means(gates: GateGradients, clients: Clients) -> Tensor:
-    sums = clients.sum_rows(gates.of, gates.num_units)
-    return sums.div_(clients.counts().unsqueeze(1)).square_()
+    sums = clients.sum_rows(gates)
+    return sums.div_(clients.counts().to(sums.device).unsqueeze(1)).square_()
 
 
 def magnitude(power: int) -> Criterion:

@@ -8,17 +8,31 @@ layers has one gate, so its layers' sums are added up.
 
 from __future__ import annotations
 
-import copy
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fedprune.errors import ModelError
+from fedprune.hardware.parallel import Spares
 from fedprune.pruning.layout import UnitLayout
 from fedprune.pruning.members import Site
+from fedprune.pruning.prepared import (
+    choose_format,
+    move,
+    prepare,
+    reduce_precision,
+    rows_a_pass,
+    share_parameters,
+    workers_on,
+)
+
+# A product of fewer rows than this takes another kernel, with other roundings; a pass is filled up
+# to as many, so that an example has the same bits in whichever pass it is.
+_LEAST_ROWS = 4
+_FLOAT32_BYTES = 4
 
 
 class GateGradients:
@@ -26,99 +40,159 @@ class GateGradients:
 
     The copy is in evaluation mode, so that examples do not mix, its batch norms are folded into
     the convolutions before them, and none of its parameters needs a gradient.
+
+    Attributes:
+        num_units: Columns of what it gives.
+        device: Where it computes; what it gives lies there too.
     """
 
-    def __init__(self, model: nn.Module, layout: UnitLayout) -> None:
+    def __init__(self, model: nn.Module, layout: UnitLayout, precision: str = "float32") -> None:
         """Copy and prepare a model; it is not changed itself.
+
+        Args:
+            model: The model.
+            layout: Its units.
+            precision: "float32", or "bfloat16": between the first and the last layer convolutions
+                and linear layers get factors of 8 bits, and products and gates are summed in
+                float32.
 
         Raises:
             LayoutMismatchError: if the model's layers are not the layout's.
+            PruningError: if the precision is unknown.
         """
-        layout.check_model(model)
-        self._name, self.num_units = layout.model_name, len(layout)
-        self._model = copy.deepcopy(model).eval().requires_grad_(False)
-        modules = dict(self._model.named_modules())
-        for module in modules.values():
-            if getattr(module, "inplace", False):
-                module.inplace = False  # the gate before it still needs its output
-        self._gates: list[_Gate] = []
-        for site in layout.sites:
-            if site.folds_into:
-                modules[site.name] = self._fold(modules, site)
-            gate = _Gate(site, modules[site.name])
-            modules[site.name].register_forward_hook(gate)
-            self._gates.append(gate)
-        first = next(self._model.parameters())
-        self._device, self._dtype = first.device, first.dtype
-        self._probed = False
+        self._name, self.num_units, self._layout = layout.model_name, len(layout), layout
+        self._prepared = prepare(model, layout)
+        first = next(self._prepared.parameters())
+        self.device, self._dtype = first.device, first.dtype
+        reduce_precision(self._prepared, layout, precision)
+        self._format: torch.memory_format | None = None
+        self._overwritten: list[bool] = []
+        self._looking = threading.Lock()
+        self._passes = Spares(self._new_pass)
+
+    @property
+    def workers(self) -> int:
+        """Calls of `of` that may well run side by side, each in a thread of its own."""
+        return workers_on(self.device)
+
+    def batch_size(self, examples: int) -> int:
+        """Examples that make a fast pass, where there are so many in all."""
+        return rows_a_pass(self._layout, examples, self.workers)
 
     def of(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Gradient of each example's cross-entropy with respect to every gate.
+
+        Several threads may call this at once.
 
         Args:
             inputs: [batch, ...].
             labels: [batch] integers below the number of classes.
 
         Returns:
-            [batch, num_units].
+            [batch, num_units] float32. On an accelerator, where looking at a number means waiting
+            for it, the row of an example without a finite loss is not a number.
 
         Raises:
             ModelError: if the model fails, a label is no class, or a loss or gradient is not
                 finite.
         """
-        inputs = inputs.to(self._device, self._dtype if inputs.is_floating_point() else None)
-        labels = labels.to(self._device)
-        if not self._probed:
-            self._probe(inputs[:1])
-        collected = torch.zeros(len(inputs), self.num_units, device=self._device)
-        anchor = torch.zeros((), requires_grad=True, device=self._device)
-        for gate in self._gates:
-            gate.collect_into(collected, anchor)
-        with torch.enable_grad():
-            losses = self._losses(inputs, labels)
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+        rows = len(inputs)
+        labels = _filled(labels) if labels.ndim == 1 and len(labels) == rows else labels
+        inputs = _filled(inputs)
+        inputs = move(inputs, self.device, self._dtype if inputs.is_floating_point() else None)
+        self._look_at(inputs[:2])
+        with self._passes.borrow() as held:
+            collected, losses = held.collect(inputs, labels, self.num_units)
+        return self._checked(collected, losses)[:rows]
+
+    def _look_at(self, inputs: Tensor) -> None:
+        """With the first examples see how the model wants to be laid out and what it overwrites."""
+        with self._looking:
+            if self._format is None:
+                found = choose_format(self._prepared, inputs)
+                self._overwritten = _overwritten(
+                    share_parameters(self._prepared), self._layout, inputs
+                )
+                self._format = found
+
+    def _new_pass(self) -> _Pass:
+        model = share_parameters(self._prepared)
+        memory_format = self._format or torch.contiguous_format
+        return _Pass(model, self._layout, memory_format, self._overwritten)
+
+    def _checked(self, collected: Tensor, losses: Tensor) -> Tensor:
+        sound = losses.isfinite()
+        if self.device.type != "cpu":
+            return collected.where(sound.unsqueeze(1), torch.nan)
+        if not bool(sound.all()):
+            raise ModelError(
+                f"the loss of {self._name} is {losses[~sound][0].item()} for an "
+                f"example; weights and inputs must be finite"
+            )
         if not bool(collected.isfinite().all()):
             raise ModelError(f"gate gradients of {self._name} are not finite")
         return collected
 
-    def _losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        logits = self._model(inputs)
-        check_labels(labels, len(inputs), logits.shape[1])
-        losses = functional.cross_entropy(logits, labels.long(), reduction="none")
-        if not bool(losses.isfinite().all()):
-            raise ModelError(
-                f"the loss of {self._name} is {losses[~losses.isfinite()][0].item()} for an "
-                f"example; weights and inputs must be finite"
-            )
-        return losses
 
-    def _fold(self, modules: dict[str, nn.Module], site: Site) -> nn.Module:
-        conv: Any = modules[site.folds_into]
-        norm: Any = modules[site.name]
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight,
-            conv.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
-        conv.requires_grad_(False)
-        parent, _, child = site.name.rpartition(".")
-        place = nn.Identity()
-        setattr(modules[parent], child, place)
-        return place
+class _Pass:
+    """One thread's own modules, with a gate at every site."""
 
-    def _probe(self, inputs: Tensor) -> None:
-        """See which gated outputs the model overwrites; those must be copied before use."""
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: UnitLayout,
+        memory_format: torch.memory_format,
+        overwritten: list[bool],
+    ) -> None:
+        self._model, self._format = model, memory_format
+        self._gates = _attach_gates(model, layout)
+        for gate, copies in zip(self._gates, overwritten, strict=True):
+            gate.overwritten = copies
+
+    def collect(self, inputs: Tensor, labels: Tensor, num_units: int) -> tuple[Tensor, Tensor]:
+        """Gate gradients [batch, num_units] and losses [batch], both float32."""
+        device = inputs.device
+        collected = torch.zeros(len(inputs), num_units, device=device)
+        anchor = torch.zeros((), requires_grad=True, device=device)
         for gate in self._gates:
-            gate.watch()
-        with torch.no_grad():
-            self._model(inputs)
-        for gate in self._gates:
-            gate.conclude()
-        self._probed = True
+            gate.collect_into(collected, anchor)
+        with torch.enable_grad():
+            logits = self._model(inputs.contiguous(memory_format=self._format))
+            logits = logits.float() if logits.dtype.itemsize < _FLOAT32_BYTES else logits
+            check_labels(labels, len(inputs), logits.shape[1])
+            labels = move(labels, device).long()
+            losses = functional.cross_entropy(logits, labels, reduction="none")
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        return collected, losses.detach()
+
+
+def _attach_gates(model: nn.Module, layout: UnitLayout) -> list[_Gate]:
+    gates = []
+    for site in layout.sites:
+        module = model.get_submodule(site.name)
+        gates.append(_Gate(site, module))
+        module.register_forward_hook(gates[-1])
+    return gates
+
+
+def _overwritten(model: nn.Module, layout: UnitLayout, inputs: Tensor) -> list[bool]:
+    """See at which sites the model overwrites what the gate saw; it must be copied before."""
+    gates = _attach_gates(model, layout)
+    for gate in gates:
+        gate.watch()
+    with torch.no_grad():
+        model(inputs)
+    for gate in gates:
+        gate.conclude()
+    return [gate.overwritten for gate in gates]
+
+
+def _filled(rows: Tensor) -> Tensor:
+    """Repeat the last row until there are enough for a pass."""
+    missing = _LEAST_ROWS - len(rows)
+    if missing <= 0 or len(rows) == 0:
+        return rows
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
 
 
 def check_labels(labels: Tensor, examples: int, classes: int) -> None:
@@ -199,5 +273,7 @@ class _Collect(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         (output,) = ctx.saved_tensors
-        ctx.gate.collect(gradients[0] * output)
-        return (gradients[0] if ctx.needs_input_grad[0] else None), None, None
+        gradient = gradients[0]
+        reduced = gradient.dtype.itemsize < _FLOAT32_BYTES
+        ctx.gate.collect(gradient.float().mul_(output) if reduced else gradient * output)
+        return (gradient if ctx.needs_input_grad[0] else None), None, None

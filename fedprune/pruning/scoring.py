@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fedprune.errors import ModelError, PruningError
-from fedprune.pruning.clients import DEFAULT_BATCH_SIZE, Clients, Progress, Source
+from fedprune.pruning.clients import Clients, Progress, Source
 from fedprune.pruning.criteria import CRITERIA, Batches, Criterion, Question
 from fedprune.pruning.layout import UnitLayout
+from fedprune.pruning.prepared import check_precision_name
 
 
 def score(
@@ -48,11 +49,14 @@ def score_clients(
     client_ids: Tensor,
     criterion: str = "taylor",
     *,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     seed: int | None = None,
     progress: Progress | None = None,
+    precision: str = "float32",
 ) -> Tensor:
-    """Score every unit for every client, in one batched pass over all their examples.
+    """Score every unit for every client, in batched passes over all their examples.
+
+    On a processor, batches run side by side with one thread each, on as many threads as torch has.
 
     A client's examples are one minibatch: its row is what `score` gives for
     `[(its inputs, its labels)]`, however the examples are ordered or batched here.
@@ -64,21 +68,26 @@ def score_clients(
         labels: [num_examples]; None takes the source's own.
         client_ids: Each example's client, [num_examples] integers.
         criterion: A key of `CRITERIA`.
-        batch_size: Examples in one pass; it changes speed and memory, scores only by rounding.
+        batch_size: Examples in one pass, None for what the model runs fast with; it changes speed
+            and memory, scores only by rounding.
         seed: For `random`, which needs one.
         progress: Called with the examples done and their number after each pass.
+        precision: "float32", or "bfloat16" for faster passes whose scores are right to about two
+            digits; `check_precision` says whether the votes' mask stands that.
 
     Returns:
         [num_clients, num_units] float32; row i belongs to the i-th smallest client id.
 
     Raises:
         LayoutMismatchError: if the model's layers are not the layout's.
-        PruningError: if the criterion is unknown or lengths do not fit.
+        PruningError: if the criterion or precision is unknown or lengths do not fit.
         ModelError: if a label is no class, or a loss or score is not finite.
     """
     found = _find(criterion)
+    check_precision_name(precision)
     clients = Clients.of(inputs, labels, client_ids, batch_size, progress)
-    return _finite(found.of_clients(Question(model, layout, seed), clients), criterion, layout)
+    question = Question(model, layout, seed, precision)
+    return _finite(found.of_clients(question, clients), criterion, layout)
 
 
 def _find(criterion: str) -> Criterion:
@@ -88,7 +97,7 @@ def _find(criterion: str) -> Criterion:
 
 
 def _finite(scores: Tensor, criterion: str, layout: UnitLayout) -> Tensor:
-    rounded = scores.float()
+    rounded = scores.float().cpu()
     finite = rounded.isfinite().reshape(-1, len(layout)).all(0)
     if not bool(finite.all()):
         unit = int((~finite).nonzero()[0])
