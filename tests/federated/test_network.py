@@ -135,7 +135,7 @@ def test_a_silent_client_is_named_and_the_quorum_goes_on(tmp_path: Path) -> None
 
 def test_too_few_answers_end_in_a_sentence_that_names_the_clients(tmp_path: Path) -> None:
     grid, folder = network(
-        tmp_path / "run", "federation.quorum=0.8", "federation.deadline_seconds=0.3"
+        tmp_path / "run", "federation.quorum=0.8", "federation.deadline_seconds=2.0"
     )
     grid.silent = set()
     meet = grid.push_messages
