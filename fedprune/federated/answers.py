@@ -7,6 +7,7 @@ once. Either form can be written as the other, so the server's code reads column
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,16 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from flwr.app import RecordDict
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedprune.config import Scalar
 from fedprune.errors import FederationError, FedpruneError
-from fedprune.federated.messages import answer_content
+from fedprune.federated.messages import (
+    answer_content,
+    checked_number,
+    checked_weights,
+    weights_of,
+)
 from fedprune.progress import Reporter
 
 T = TypeVar("T")
@@ -38,12 +45,15 @@ class Answers:
             any sequence.
         shared: field -> the value that it has in all answers.
         failures: client -> why there is no answer of it.
+        weights: the models that came with the answers, n of them, each [size] float32 or None;
+            empty where the question was not about training.
     """
 
     clients: NDArray[np.int64]
     columns: Mapping[str, Column] = field(default_factory=dict)
     shared: Mapping[str, Scalar | bytes] = field(default_factory=dict)
     failures: Mapping[int, FedpruneError] = field(default_factory=dict)
+    weights: Sequence[Tensor | None] = ()
 
     @staticmethod
     def of(clients: Sequence[int], outcomes: Sequence[Outcome]) -> Answers:
@@ -61,7 +71,11 @@ class Answers:
             if record.keys() != names:
                 raise FederationError(f"client {client} answers with other fields than the rest")
         columns: dict[str, Any] = {name: [record[name] for record in records] for name in names}
-        return Answers(np.array([c for c, _ in answered], np.int64), columns, {}, failures)
+        weights: list[Tensor | None] = []
+        if any(found.array_records for _, found in answered):
+            weights = [weights_of(found) for _, found in answered]
+        numbers = np.array([c for c, _ in answered], np.int64)
+        return Answers(numbers, columns, {}, failures, weights)
 
     @staticmethod
     def none(clients: Sequence[int], error: FedpruneError) -> Answers:
@@ -81,7 +95,8 @@ class Answers:
         """Take the answers apart again."""
         for i in range(len(self)):
             columns = {name: column[i : i + 1] for name, column in self.columns.items()}
-            yield Answers(self.clients[i : i + 1], columns, self.shared)
+            weights = self.weights[i : i + 1]
+            yield Answers(self.clients[i : i + 1], columns, self.shared, weights=weights)
 
     def without(self, clients: Collection[int]) -> Answers:
         """Leave some clients' answers out; failures stay."""
@@ -90,7 +105,8 @@ class Answers:
             name: column[kept] if isinstance(column, np.ndarray) else [column[i] for i in kept]
             for name, column in self.columns.items()
         }
-        return Answers(self.clients[kept], columns, self.shared, self.failures)
+        weights = [self.weights[i] for i in kept] if self.weights else ()
+        return Answers(self.clients[kept], columns, self.shared, self.failures, weights)
 
     def outcomes(self, asked: Sequence[int]) -> list[Outcome]:
         """Write as Flower records: one outcome for each of the clients asked, in their order."""
@@ -113,6 +129,26 @@ class Answers:
             raise FederationError(f"client {self.first} sent no {what}")
         return np.frombuffer(b"".join(values), dtype=np.uint8).reshape(len(values), sizes.pop())
 
+    def models(self, size: int) -> list[Tensor]:
+        """Read the weights that came with the answers: n times [size] float32, finite.
+
+        Raises:
+            FederationError: naming the first client whose weights are none.
+        """
+        found = self.weights or [None] * len(self)
+        pairs = zip(self.clients.tolist(), found, strict=True)
+        return [checked_weights(client, weights, size) for client, weights in pairs]
+
+    def numbers(self, name: str, least: float = -math.inf) -> list[float]:
+        """Read a finite number of every answer.
+
+        Raises:
+            FederationError: naming the first client that has sent none of at least `least`.
+        """
+        values = self.columns.get(name, [None] * len(self))
+        pairs = zip(self.clients.tolist(), values, strict=True)
+        return [checked_number(client, name, value, least) for client, value in pairs]
+
     def alike(self, name: str) -> Scalar | bytes | None:
         """Read a field that has to be the same in all answers; None where it is not."""
         values = set(self.columns.get(name, ()))
@@ -121,7 +157,8 @@ class Answers:
     def _contents(self) -> Iterator[RecordDict]:
         for i, client in enumerate(self.clients.tolist()):
             fields = {name: _value(column, i) for name, column in self.columns.items()}
-            yield answer_content(client, {**self.shared, **fields})
+            weights = self.weights[i] if self.weights else None
+            yield answer_content(client, {**self.shared, **fields}, weights)
 
 
 Outcomes: TypeAlias = Answers | list[Outcome]

@@ -9,8 +9,9 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from fedprune.config import Config, Scalar
+from fedprune.federated.answers import Answers
 from fedprune.federated.experiment import Experiment, Held, JsonDict
-from fedprune.federated.messages import Question, answer_number, answer_weights
+from fedprune.federated.messages import Question
 from fedprune.federated.private_steps import PrivateTraining
 from fedprune.federated.private_training import training_settings
 from fedprune.federated.reuse import leave, take_over, training_series
@@ -157,20 +158,21 @@ def average(
     """
     size, private = question.weights.numel(), kind == PRIVATE
 
-    def read(client: int, answer: RecordDict) -> tuple[float, Tensor, float]:
-        del client
-        weights = answer_weights(answer, size)
+    def read(answers: Answers) -> list[tuple[float, Tensor, float]]:
+        models = answers.models(size)
         if private:
-            return 1.0, weights, 0.0
-        return answer_number(answer, "rows", least=1), weights, answer_number(answer, "loss")
+            return [(1.0, weights, 0.0) for weights in models]
+        rows, losses = answers.numbers("rows", least=1), answers.numbers("loss")
+        return list(zip(rows, models, losses, strict=True))
 
     total = torch.zeros(size, dtype=torch.float64)
     rows = loss = 0.0
     count = 0
-    for _, (own, weights, own_loss) in experiment.ask(kind, question, participants, "", read):
-        total += own * weights.double()
-        rows += own
-        loss += own * own_loss
-        count += 1
+    for heard in experiment.ask_together(kind, question, participants, "", read):
+        for own, weights, own_loss in heard:
+            total += own * weights.double()
+            rows += own
+            loss += own * own_loss
+            count += 1
     told: JsonDict = {"clients": count, "loss": None if private else loss / rows}
     return (total / rows).float(), told

@@ -140,8 +140,9 @@ class LocalGrid(Grid):
             The answers, cohort by cohort, in the order of the nodes.
         """
         asked = iter(contents)
-        for start in range(0, len(nodes), COHORT):
-            cohort = nodes[start : start + COHORT]
+        most = _most_at_once(kind)
+        for start in range(0, len(nodes), most):
+            cohort = nodes[start : start + most]
             clients = [node - _FIRST_NODE for node in cohort]
             told = list(islice(asked, len(cohort)))
             with inside_simulation():
@@ -177,13 +178,17 @@ def _cohorts(messages: Iterable[Message]) -> Iterator[list[Message]]:
     stream = iter(messages)
     held = list(islice(stream, COHORT))
     while held:
-        most = MODELS if held[0].metadata.message_type.startswith("train") else COHORT
+        most = _most_at_once(held[0].metadata.message_type)
         alike = [message for message in held[:most] if _ask_the_same(held[0], message)]
         if held[: len(alike)] != alike:  # keep the order where kinds are mixed
             alike = held[:1]
         yield alike
         held = held[len(alike) :]
         held += islice(stream, COHORT - len(held))
+
+
+def _most_at_once(kind: str) -> int:
+    return MODELS if kind.startswith("train") else COHORT
 
 
 def _ask_the_same(first: Message, other: Message) -> bool:

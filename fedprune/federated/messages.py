@@ -233,12 +233,20 @@ def answer_number(content: RecordDict, name: str, least: float = -math.inf) -> f
         FederationError: naming the client, if it is missing, not finite or below `least`.
     """
     record = content.config_records["answer"]
-    value = record.get(name)
+    return checked_number(record["client"], name, record.get(name), least)
+
+
+def checked_number(client: object, name: str, value: object, least: float = -math.inf) -> float:
+    """Check a number that a client sent.
+
+    Raises:
+        FederationError: naming the client, if it is missing, not finite or below `least`.
+    """
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not isinstance(value, int | float) or not good or value < least:
         raise FederationError(
-            f"client {record['client']!r} sent {name} = {value!r}, a finite number of at least "
-            f"{least:g} is needed"
+            f"client {client!r} sent {name} = {value!r}, a finite number of at least {least:g} is "
+            "needed"
         )
     return float(value)
 
@@ -263,11 +271,28 @@ def answer_weights(content: RecordDict, size: int) -> Tensor:
         FederationError: naming the client, if they are missing, of another size or not finite.
     """
     client = content.config_records["answer"]["client"]
+    return checked_weights(client, weights_of(content), size)
+
+
+def weights_of(content: RecordDict) -> Tensor | None:
+    """Read the weights of an answer as they came; None where there are none to read."""
     try:
-        weights = _from_array(content.array_records["arrays"]["weights"])
-    except (KeyError, ValueError) as error:
-        raise FederationError(f"client {client!r} sent no weights: {error!r}") from None
-    if weights.numel() != size or not bool(torch.isfinite(weights).all()):
+        return _from_array(content.array_records["arrays"]["weights"])
+    except (KeyError, ValueError):
+        return None
+
+
+def checked_weights(client: object, weights: Tensor | None, size: int) -> Tensor:
+    """Check a client's weights: [size] float32, finite.
+
+    Raises:
+        FederationError: naming the client.
+    """
+    if weights is None:
+        raise FederationError(f"client {client!r} sent no weights that can be read")
+    # A sum of finite numbers may overflow, but a sum that is finite had nothing else in it.
+    finite = bool(torch.isfinite(weights.sum())) or bool(torch.isfinite(weights).all())
+    if weights.numel() != size or not finite:
         raise FederationError(f"client {client!r} sent weights that are not {size} finite numbers")
     return weights
 

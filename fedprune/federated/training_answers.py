@@ -10,13 +10,17 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from fedprune.config import Scalar
 from fedprune.errors import FedpruneError
-from fedprune.federated.answering import Outcome, send_unprotected
-from fedprune.federated.messages import Question, answer_content
+from fedprune.federated.answering import send_unprotected
+from fedprune.federated.answers import Answers, Outcomes
+from fedprune.federated.messages import Question
 from fedprune.federated.station import RowSource, Station, threads
 from fedprune.federated.trainers import Trainers, traits
 from fedprune.federated.training import LocalTraining
@@ -34,7 +38,26 @@ _TRAINERS = Trainers()
 _LOG = logging.getLogger(__name__)
 
 
-def answer_train(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
+@dataclass(frozen=True, eq=False)
+class _Done:
+    """What a client's training came to: its loss, how many rows it has, its weights [size]."""
+
+    loss: float
+    rows: int
+    weights: Tensor
+
+    @staticmethod
+    def of(found: Trained | FedpruneError, rows: int) -> _Result:
+        """Take what a worker gave."""
+        if isinstance(found, FedpruneError):
+            return found
+        return _Done(found.loss, rows, torch.from_numpy(found.weights.copy()))  # its slot is reused
+
+
+_Result: TypeAlias = _Done | FedpruneError
+
+
+def answer_train(station: Station, question: Question, clients: Sequence[int]) -> Outcomes:
     """Train on each client's rows and send the updated weights."""
     how = LocalTraining(
         epochs=question.whole("local_epochs", 1),
@@ -51,9 +74,9 @@ def answer_train(station: Station, question: Question, clients: Sequence[int]) -
 
 def _in_workers(
     station: Station, question: Question, how: LocalTraining, clients: Sequence[int]
-) -> dict[int, Outcome]:
+) -> dict[int, _Result]:
     """Train in worker processes, if there are any; give the outcome at every place that is done."""
-    done: dict[int, Outcome] = {}
+    done: dict[int, _Result] = {}
     workers, name = open_workers(), question.architecture.model
     if workers is None or not station.simulated or question.seed is None or len(clients) < 2:
         return done
@@ -72,27 +95,20 @@ def _in_workers(
     )
     try:
         for place, found in pool.train(work, workers.settings.client_seconds):
-            done[place] = _answer(clients[place], found, len(work.places[place]))
+            done[place] = _Done.of(found, len(work.places[place]))
     except WorkersUnavailableError as error:
         workers.refuse(name, error)
     return done
 
 
-def _answer(client: int, found: Trained | FedpruneError, rows: int) -> Outcome:
-    if isinstance(found, FedpruneError):
-        return found
-    fields: dict[str, Scalar | bytes] = {"loss": found.loss, "rows": rows}
-    return answer_content(client, fields, torch.from_numpy(found.weights))
-
-
 def _here(
     station: Station, question: Question, how: LocalTraining, clients: Mapping[int, int]
-) -> dict[int, Outcome]:
+) -> dict[int, _Result]:
     """Train in this process, each client on one thread; give the outcome at every place."""
     if not clients:
         return {}
 
-    def train_one(client: int) -> Outcome:
+    def train_one(client: int) -> _Result:
         torch.set_num_threads(1)  # a thread's own setting: one thread a client, everywhere
         return _train_one(station, question, how, client)
 
@@ -111,7 +127,7 @@ def _here(
     return outcomes
 
 
-def _train_one(station: Station, question: Question, how: LocalTraining, client: int) -> Outcome:
+def _train_one(station: Station, question: Question, how: LocalTraining, client: int) -> _Result:
     source = RowSource(station.dataset.train, station.index(client, "train"))
     order = station.generator(question, _STREAM, question.round, client)
     trainer = _TRAINERS.take(question.architecture)
@@ -127,20 +143,24 @@ def _train_one(station: Station, question: Question, how: LocalTraining, client:
         return ClientFailedError(
             f"client {client} could not be trained: {type(error).__name__}: {error}"
         )
-    fields: dict[str, Scalar | bytes] = {"loss": loss, "rows": len(labels)}
-    answer = answer_content(client, fields, trainer.read())
+    done = _Done(loss, len(labels), trainer.read())
     _TRAINERS.bring_back(question.architecture, trainer)
-    return answer
+    return done
 
 
 def _sent(
-    station: Station, question: Question, clients: Sequence[int], outcomes: list[Outcome]
-) -> list[Outcome]:
+    station: Station, question: Question, clients: Sequence[int], results: Sequence[_Result]
+) -> Outcomes:
     """Write down what is sent; of a client that failed nothing is, so that it has no row."""
-    sent = [i for i, found in enumerate(outcomes) if not isinstance(found, ClientFailedError)]
-    if sent:
-        asked, contents = [clients[i] for i in sent], [outcomes[i] for i in sent]
-        answers = send_unprotected(station, question, "model-update", asked, contents)
-        for i, answer in zip(sent, answers, strict=True):
-            outcomes[i] = answer
-    return outcomes
+    pairs = list(zip(clients, results, strict=True))
+    lost = {c: found for c, found in pairs if isinstance(found, ClientFailedError)}
+    refused = {c: found for c, found in pairs if isinstance(found, FedpruneError)}
+    done = [(c, found) for c, found in pairs if isinstance(found, _Done)]
+    answers = Answers(
+        np.array([client for client, _ in done], dtype=np.int64),
+        {"loss": [found.loss for _, found in done], "rows": [found.rows for _, found in done]},
+        failures=refused,
+        weights=[found.weights for _, found in done],
+    )
+    sent = [client for client in clients if client not in lost]
+    return send_unprotected(station, question, "model-update", sent, answers) if sent else answers
