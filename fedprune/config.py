@@ -192,12 +192,15 @@ class EngineConfig(_Table):
     """Where simulated clients run; Ray's keys are for `--engine flower`.
 
     `deterministic` scores one client at a time on one thread, so that every engine and cohort
-    size gives the same bits. `workers` are the processes that train the local engine's clients: 0
-    means as many as cores, 1 means none. `actors` = 0 means as many as fit; `ray_address` names a
-    running Ray cluster, "" starts one.
+    size gives the same bits. `precision` is that of the passes which score clients: bfloat16 is
+    used where a sample of the clients shows that it keeps at least 0.99 of the votes' mask.
+    `workers` are the processes that train the local engine's clients: 0 means as many as cores, 1
+    means none. `actors` = 0 means as many as fit; `ray_address` names a running Ray cluster, ""
+    starts one.
     """
 
     deterministic: Switch = False
+    precision: Literal["float32", "bfloat16"] = "float32"
     workers: Count = 0
     cpus_per_client: PositiveCount = 1
     gpus_per_client: NonNegative = 0.0
@@ -358,6 +361,11 @@ def _check_together(config: Config, source: str) -> None:
             f"{config.privacy.phases} ({source})"
         )
     _check_trust(config.privacy, config.data.clients // asked, source)
+    if config.engine.deterministic and config.engine.precision != "float32":
+        raise ConfigError(
+            "engine.precision must be 'float32' with engine.deterministic = true, got "
+            f"{config.engine.precision!r} ({source})"
+        )
     noise = config.train.noise_multiplier
     if noise and not LEAST_NOISE_MULTIPLIER <= noise <= LARGEST_NOISE_MULTIPLIER:
         raise ConfigError(

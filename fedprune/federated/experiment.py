@@ -22,6 +22,7 @@ from fedprune.federated.attendance import Attendance
 from fedprune.federated.conversation import Conversation, Read
 from fedprune.federated.messages import Question
 from fedprune.federated.receipts import ReceiptBook
+from fedprune.federated.scoring_precision import ScoringPrecision
 from fedprune.federated.sharing import Sharing
 from fedprune.federated.station import model_of
 from fedprune.privacy import Ledger
@@ -112,6 +113,7 @@ class Experiment:
     reporter: Reporter
     sharing: Sharing | None = None
     attendance: Attendance = field(init=False)
+    precisions: dict[str, ScoringPrecision] = field(default_factory=dict)
     _executed: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:

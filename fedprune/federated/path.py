@@ -17,6 +17,7 @@ from fedprune.errors import PruningError
 from fedprune.federated.averaging import train_rounds
 from fedprune.federated.evaluation import accuracy_of
 from fedprune.federated.experiment import Experiment, Held, JsonDict
+from fedprune.federated.scoring_precision import precision_of
 from fedprune.federated.steps import Step, schedule
 from fedprune.federated.voting import Ranker, Ranking
 from fedprune.pruning import UnitLayout
@@ -72,10 +73,14 @@ def _prune(
     def action() -> tuple[Architecture, Tensor, JsonDict]:
         layout = held.layout()
         budget = relative_budget(experiment, dense.layout(), layout, fraction)
-        asked = replace(step, keep_units=client_fraction(layout, budget))
+        keep = client_fraction(layout, budget)
+        precision = precision_of(experiment, held, keep)
+        asked = replace(step, keep_units=keep, precision=precision.used)
         ranking = rank(experiment, held, asked, counterfactual)
         mask = choose(experiment, ranking.score, layout, budget)
         result = _describe(experiment, held, ranking, layout, budget, mask)
+        if precision.sentence:
+            result["precision"] = precision.sentence
         if ranking.answers is not None:
             result |= {"asked": len(step.clients), "reports": ranking.answers}
         if ranking.collected is not None:

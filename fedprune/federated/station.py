@@ -170,7 +170,7 @@ class Station:
 
         Scores of the latest model are kept, so that baselines on the same model cost nothing.
         """
-        key = f"{question.model_digest} {question.text('criterion')}"
+        key = f"{question.model_digest} {question.text('criterion')} {self._precision(question)}"
         if self._scores[0] != key:
             self._scores = (key, {})
         known = self._scores[1]
@@ -180,11 +180,17 @@ class Station:
                 known.update(zip(part, self._score(question, part), strict=True))
         return torch.stack([known[client] for client in clients])
 
+    def _precision(self, question: Question) -> str:
+        """What a simulation's server found good enough; a deployed client scores in float32."""
+        if not self.simulated or self.deterministic:
+            return "float32"
+        return str(question.settings.get("precision", "float32"))
+
     def _score(self, question: Question, clients: Sequence[int]) -> Tensor:
         places, owners = self.cohort_index(clients, "train")
         ids = np.asarray(clients)[owners]
         count = 1 if self.deterministic else torch.get_num_threads()
-        criterion = question.text("criterion")
+        criterion, precision = question.text("criterion"), self._precision(question)
 
         def compute() -> Tensor:
             model, layout = question.architecture.build()
@@ -199,12 +205,13 @@ class Station:
                     torch.from_numpy(ids),
                     criterion=criterion,
                     seed=question.seed,
+                    precision=precision,
                 )
 
         if self.memory is None:
             return compute()
         batch = array_digest(places, ids, np.asarray(clients))
-        how = (question.model_digest, criterion, question.seed, count, batch)
+        how = (question.model_digest, criterion, question.seed, count, precision, batch)
         return self.memory.get(("scores", *how), compute, lambda found: found.nbytes)
 
     def correct(

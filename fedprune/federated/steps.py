@@ -19,12 +19,14 @@ class Step:
         clients: who is asked in it, by number.
         ranked: the same clients in the public order that phases and blocks follow.
         keep_units: the fraction of the current model's units that each client votes to keep.
+        precision: of the passes that score simulated clients.
     """
 
     number: int
     clients: tuple[int, ...]
     ranked: tuple[int, ...]
     keep_units: float
+    precision: str = "float32"
 
 
 def schedule(experiment: Experiment) -> list[tuple[Step, float]]:
@@ -41,9 +43,11 @@ def schedule(experiment: Experiment) -> list[tuple[Step, float]]:
 
 def task(experiment: Experiment, fingerprint: str, step: Step) -> Mapping[str, str | float]:
     """What clients must know to find their own mask."""
+    precision = {} if step.precision == "float32" else {"precision": step.precision}
     return {
         "criterion": experiment.config.prune.criterion,
         "fingerprint": fingerprint,
         "keep_units": step.keep_units,
         "floor": experiment.config.prune.floor,
+        **precision,
     }

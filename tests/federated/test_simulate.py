@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from helpers import SMALL, run_small
 from safetensors.torch import load_file
 
+from fedprune import pruning
 from fedprune.errors import FederationError, RunError
 from fedprune.federated.simulate import resume
 from fedprune.privacy import Ledger
@@ -244,3 +246,26 @@ def test_two_processes_cannot_work_on_one_run(finished_run: Path, tmp_path: Path
         second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "in use by another process" in second.stderr
     assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_scoring_in_bfloat16_is_decided_on_a_sample_and_told(tmp_path: Path) -> None:
+    run_small(tmp_path / "run", ["engine.precision=bfloat16", "evaluate.baselines=false"])
+    [vote] = [e for e in RunFolder.open(tmp_path / "run").events() if e["phase"] == "vote-1"]
+    assert "bfloat16" in vote["result"]["precision"]
+
+
+def test_where_the_sample_speaks_against_bfloat16_votes_are_those_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No network here loses so much by it: the check alone is made stricter than it can be."""
+    check = pruning.check_precision
+    monkeypatch.setattr(
+        pruning,
+        "check_precision",
+        lambda *given, **named: replace(check(*given, **named), used="float32"),
+    )
+    overrides = ["evaluate.baselines=false", "train.rounds=0", "train.fine_tune_rounds=0"]
+    run_small(tmp_path / "plain", overrides)
+    run_small(tmp_path / "asked", [*overrides, "engine.precision=bfloat16"])
+    votes = [load_file(tmp_path / name / "votes.safetensors") for name in ("plain", "asked")]
+    assert all(torch.equal(votes[0][name], votes[1][name]) for name in votes[0])
