@@ -75,7 +75,7 @@ def _again(experiment: Experiment, start: Held) -> Callable[[str, str], None]:
 
     def said_again(round_name: str, source: str) -> None:
         question = experiment.question(round_name, start, {"source": source})
-        clients = _participants(experiment, round_name)
+        clients = participants(experiment.config, round_name)
         list(experiment.ask(AGAIN, question, clients, "", _nothing))
 
     return said_again
@@ -99,12 +99,8 @@ def _round(
 ) -> tuple[Architecture, Tensor, JsonDict]:
     kind, settings = _how(experiment, held, round_name, learning_rate)
     question = experiment.question(round_name, held, settings, counterfactual=counterfactual)
-    weights, told = average(experiment, kind, question, _participants(experiment, round_name))
+    weights, told = average(experiment, kind, question, participants(experiment.config, round_name))
     return held.architecture, weights, told
-
-
-def _participants(experiment: Experiment, round_name: str) -> list[int]:
-    return participants(experiment.config, round_name)
 
 
 def _how(

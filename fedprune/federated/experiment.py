@@ -301,11 +301,6 @@ def file_name(phase: str) -> str:
     return phase.replace("/", "-")
 
 
-def mask_from_bytes(packed: bytes, num_units: int) -> NDArray[np.bool_]:
-    """Unpack a mask of a known length."""
-    return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=num_units).astype(bool)
-
-
 def as_tensor(array: NDArray[np.float64]) -> Tensor:
     """Copy an array into a float64 tensor."""
     return torch.from_numpy(np.array(array, dtype=np.float64))

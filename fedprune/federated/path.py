@@ -79,10 +79,10 @@ def _prune(
         ranking = rank(experiment, held, asked, counterfactual)
         mask = choose(experiment, ranking.score, layout, budget)
         result = _describe(experiment, held, ranking, layout, budget, mask)
-        if precision.sentence:
-            result["precision"] = precision.sentence
         if ranking.answers is not None:
             result |= {"asked": len(step.clients), "reports": ranking.answers}
+            if precision.sentence:
+                result["precision"] = precision.sentence
         if ranking.collected is not None:
             result |= ranking.collected.facts
         if not counterfactual:
