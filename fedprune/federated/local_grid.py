@@ -24,8 +24,8 @@ from fedprune.federated.client import app as our_app
 from fedprune.federated.flower_internals import empty_run, identify_server_task, name_message
 from fedprune.federated.process import inside_simulation
 
-COHORT = 4096  # messages answered at once; of answers that carry a model, MODELS
-MODELS = 64
+COHORT = 4096  # messages answered at once
+FEWEST_MODELS, MODEL_BYTES = 8, 128 * 2**20  # as many as fit where an answer carries a model
 APP_ERROR = 2  # Flower's code for an app that raised
 _FIRST_NODE = 2
 _LOG = logging.getLogger(__name__)
@@ -139,12 +139,13 @@ class LocalGrid(Grid):
         Yields:
             The answers, cohort by cohort, in the order of the nodes.
         """
-        asked = iter(contents)
-        most = _most_at_once(kind)
-        for start in range(0, len(nodes), most):
-            cohort = nodes[start : start + most]
+        asked, start = iter(contents), 0
+        while start < len(nodes):
+            first = next(asked)
+            cohort = nodes[start : start + _most_at_once(kind, first)]
             clients = [node - _FIRST_NODE for node in cohort]
-            told = list(islice(asked, len(cohort)))
+            told = [first, *islice(asked, len(cohort) - 1)]
+            start += len(cohort)
             with inside_simulation():
                 found = answer_together(kind, told, clients, self._context(cohort[0]))
             yield found
@@ -178,7 +179,7 @@ def _cohorts(messages: Iterable[Message]) -> Iterator[list[Message]]:
     stream = iter(messages)
     held = list(islice(stream, COHORT))
     while held:
-        most = _most_at_once(held[0].metadata.message_type)
+        most = _most_at_once(held[0].metadata.message_type, held[0].content)
         alike = [message for message in held[:most] if _ask_the_same(held[0], message)]
         if held[: len(alike)] != alike:  # keep the order where kinds are mixed
             alike = held[:1]
@@ -187,8 +188,12 @@ def _cohorts(messages: Iterable[Message]) -> Iterator[list[Message]]:
         held += islice(stream, COHORT - len(held))
 
 
-def _most_at_once(kind: str) -> int:
-    return MODELS if kind.startswith("train") else COHORT
+def _most_at_once(kind: str, content: RecordDict) -> int:
+    """How many are answered at once: training answers are about as large as its question."""
+    if not kind.startswith("train"):
+        return COHORT
+    size = sum(record.count_bytes() for record in content.array_records.values())
+    return min(max(MODEL_BYTES // max(size, 1), FEWEST_MODELS), COHORT)
 
 
 def _ask_the_same(first: Message, other: Message) -> bool:

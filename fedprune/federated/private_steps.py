@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -83,8 +84,8 @@ class PrivateTraining:
 
     @property
     def clip_units(self) -> int:
-        """The clipping norm in units, rounded down: never less noise than was asked for."""
-        return math.floor(SIGMA / self.noise_multiplier)
+        """The clipping norm in units, rounded down exactly: never less noise than asked for."""
+        return math.floor(SIGMA / Fraction(self.noise_multiplier))
 
     @property
     def event(self) -> SubsampledGaussianEvent:

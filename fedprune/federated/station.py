@@ -24,6 +24,7 @@ from fedprune.errors import (
     RefusedInDeploymentError,
 )
 from fedprune.federated.kept import KeptOfRows, array_digest
+from fedprune.federated.kept_scores import KeptScores
 from fedprune.federated.messages import Question, model_digest
 from fedprune.federated.node_settings import NodeSettings
 from fedprune.named import is_reference
@@ -82,7 +83,7 @@ class Station:
         self.ledger, self.dataset, self.federation = ledger, dataset, federation
         self.node, self.signing_key, self.deterministic = node, signing_key, deterministic
         self.memory = memory
-        self._scores: tuple[str, dict[int, Tensor]] = ("", {})
+        self._scores = KeptScores(1 if federation is None else federation.num_clients)
         self._correct: dict[tuple[str, str], NDArray[np.int8]] = {}
         self._certifiers: dict[str, robustness.Certifier] = {}
 
@@ -171,20 +172,17 @@ class Station:
         Scores of the latest model are kept, so that baselines on the same model cost nothing.
         """
         key = f"{question.model_digest} {question.text('criterion')} {self._precision(question)}"
-        if self._scores[0] != key:
-            self._scores = (key, {})
-        known = self._scores[1]
-        missing = sorted(client for client in clients if client not in known)
-        for part in [[client] for client in missing] if self.deterministic else [missing]:
-            if part:
-                known.update(zip(part, self._score(question, part), strict=True))
-        return torch.stack([known[client] for client in clients])
+        return self._scores.get(key, clients, lambda missing: self._computed(question, missing))
 
     def _precision(self, question: Question) -> str:
         """What a simulation's server found good enough; a deployed client scores in float32."""
         if not self.simulated or self.deterministic:
             return "float32"
         return str(question.settings.get("precision", "float32"))
+
+    def _computed(self, question: Question, clients: Sequence[int]) -> Tensor:
+        parts = [[client] for client in clients] if self.deterministic else [clients]
+        return torch.cat([self._score(question, part) for part in parts])
 
     def _score(self, question: Question, clients: Sequence[int]) -> Tensor:
         places, owners = self.cohort_index(clients, "train")
