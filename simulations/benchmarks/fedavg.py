@@ -6,7 +6,9 @@ averaged:
 - workers: this package's local engine, in worker processes, through Flower's Grid and ClientApp;
 - one process: the same engine without worker processes;
 - plain loop: build the network, load the weights, torch.optim.SGD, add up; PyTorch on two threads;
-- flower: Flower's own simulation engine (Ray) on the same app.
+- flower: Flower's own simulation engine (Ray) on the same app;
+- floor: the bare forward and backward passes and steps of all clients in one process on one
+  thread, divided by the number of workers: what is left when everything else costs nothing.
 
     python simulations/benchmarks/fedavg.py --out simulations/results/fedavg.json
 
@@ -32,6 +34,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,8 @@ from fedprune.federated.experiment import Experiment, Held
 from fedprune.federated.local_grid import LocalGrid
 from fedprune.federated.opening import close_stations
 from fedprune.federated.summary import versions
+from fedprune.federated.training import LocalTraining, Trainer
+from fedprune.federated.trial import traits_of
 from fedprune.federated.workers import WorkerSettings, worker_processes
 from fedprune.progress import Quiet
 from fedprune.runs import Architecture, RunFolder, weights_vector
@@ -183,6 +188,32 @@ def plain_round(dataset: data.Dataset, clients: int) -> Tensor:
     return torch.cat([tensor.reshape(-1) / clients for tensor in total.values()])
 
 
+def bare_steps(dataset: data.Dataset, clients: int, memory_format: torch.memory_format) -> Tensor:
+    """Nothing but the arithmetic: one network for all, its weights never set back."""
+    model = LeNet5(10).to(memory_format=memory_format)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=MOMENTUM)
+    images = dataset.train.inputs(slice(0, BATCH * BATCHES)).to(memory_format=memory_format)
+    labels = dataset.train.targets(slice(0, BATCH * BATCHES))
+    for _ in range(clients):
+        for first in range(0, BATCH * BATCHES, BATCH):
+            part = slice(first, first + BATCH)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images[part]), labels[part]).backward()
+            optimizer.step()
+    return weights_vector(model)
+
+
+def floor(dataset: data.Dataset, options: argparse.Namespace) -> float:
+    """Seconds of the bare steps over the workers, in the faster order of memory."""
+    with torch_threads(1):
+        seconds = []
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            bare_steps(dataset, min(20, options.clients), memory_format)
+            work = partial(bare_steps, dataset, options.clients, memory_format)
+            seconds.append(timed(work)[0])
+    return min(seconds) / options.workers
+
+
 def plain_start() -> dict[str, Tensor]:
     """The weights that every round starts from, by name."""
     torch.manual_seed(0)
@@ -226,7 +257,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, list[float]
     """Take turns; seconds a round of each way, one for each repeat."""
     config = configuration.load(None, settings(options.clients, 1))
     dataset = rows("", seed=config.seed)
-    found: dict[str, list[float]] = {"workers": [], "one process": [], "plain loop": []}
+    ways = ("workers", "one process", "plain loop", "floor")
+    found: dict[str, list[float]] = {way: [] for way in ways}
     if not options.without_flower:
         found["flower"] = []
     engine = Engine(config, scratch / "run")
@@ -240,6 +272,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, list[float]
         with torch_threads(PLAIN_THREADS):
             plain_round(dataset, min(20, options.clients))
             found["plain loop"].append(timed(lambda: plain_round(dataset, options.clients))[0])
+        found["floor"].append(floor(dataset, options))
         if not options.without_flower:
             folder = scratch / f"flower-{repeat}"
             found["flower"].append(flower_rounds(options.clients, options.rounds, folder))
@@ -281,6 +314,33 @@ def profile(options: argparse.Namespace, scratch: Path) -> None:
     close_stations()
 
 
+def where_time_goes(clients: int, most: int = 12) -> list[dict[str, Any]]:
+    """Share of each operator in the training of clients on one thread."""
+    config = configuration.load(None, settings(clients, 1))
+    dataset, start = rows("", seed=config.seed), first_weights()
+    model = LeNet5(10)
+    trainer = Trainer(model, traits_of(model, (3, 32, 32)))
+    how = LocalTraining(1, BATCH, RATE, MOMENTUM, 0.0)
+    each = BATCH * BATCHES
+
+    def train(client: int) -> None:
+        own = slice(client * each, (client + 1) * each)
+        order = np.random.default_rng(client)
+        trainer.train(start, dataset.train.inputs(own), dataset.train.targets(own), how, order)
+
+    with torch_threads(1):
+        train(0)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            for client in range(min(clients, 50)):
+                train(client)
+    spent = sorted(profiler.key_averages(), key=lambda one: -one.self_cpu_time_total)
+    total = sum(one.self_cpu_time_total for one in spent)
+    return [
+        {"operator": one.key, "share": round(one.self_cpu_time_total / total, 4)}
+        for one in spent[:most]
+    ]
+
+
 def summary_of(found: dict[str, list[float]], options: argparse.Namespace) -> dict[str, Any]:
     """Spreads, and the ratios of every repeat."""
     ratios = {
@@ -298,6 +358,7 @@ def summary_of(found: dict[str, list[float]], options: argparse.Namespace) -> di
         "machine": machine() | {"plain_loop_threads": PLAIN_THREADS, "workers": options.workers},
         "same_weights_with_and_without_workers": True,
         "targets": TARGETS,
+        "where_time_goes": where_time_goes(options.clients),
         "ms_a_client": {
             way: spread([1000 * value / options.clients for value in values])
             for way, values in found.items()
