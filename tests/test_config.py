@@ -112,3 +112,9 @@ def test_the_default_is_written_out_in_configs_and_all_configs_are_valid() -> No
     assert tomllib.loads(shipped) == tomllib.loads(digits)
     for path in (REPOSITORY / "configs").glob("*.toml"):
         configuration.load(path)
+
+
+@pytest.mark.parametrize("text", [".25", "0.25", "25e-2", "+.25"])
+def test_a_number_may_be_written_as_people_write_it(text: str) -> None:
+    config = configuration.load(None, [f"prune.keep_units={text}"])
+    assert config.prune.keep_units == 0.25

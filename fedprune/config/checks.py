@@ -1,0 +1,113 @@
+"""Contradictions between keys, each of which may well be right on its own."""
+
+from __future__ import annotations
+
+from fedprune.config.tables import (
+    KEEP_KEYS,
+    LARGEST_NOISE_MULTIPLIER,
+    LEAST_NOISE_MULTIPLIER,
+    Config,
+    PrivacyConfig,
+)
+from fedprune.errors import ConfigError
+
+
+def check_together(config: Config, source: str) -> None:
+    """Refuse a configuration whose keys contradict each other.
+
+    Raises:
+        ConfigError: naming the keys, what they may be and the source.
+    """
+    keeps = [f"prune.{key}" for key in KEEP_KEYS if getattr(config.prune, key) is not None]
+    if len(keeps) != 1:
+        found = " and ".join(keeps) if keeps else "none"
+        raise ConfigError(
+            f"exactly one of prune.keep_units, prune.keep_macs, prune.keep_params must be set, "
+            f"got {found} ({source})"
+        )
+    if config.prune.schedule == "one-shot" and config.prune.steps != 1:
+        raise ConfigError(
+            f"prune.steps must be 1 with prune.schedule = 'one-shot', got {config.prune.steps} "
+            f"({source})"
+        )
+    asked = config.prune.steps * config.privacy.phases
+    if asked > config.data.clients:
+        raise ConfigError(
+            f"prune.steps x privacy.phases must be at most data.clients = {config.data.clients}, "
+            f"since every client answers once only, got {config.prune.steps} x "
+            f"{config.privacy.phases} ({source})"
+        )
+    _check_trust(config.privacy, config.data.clients // asked, source)
+    if config.engine.deterministic and config.engine.precision != "float32":
+        raise ConfigError(
+            "engine.precision must be 'float32' with engine.deterministic = true, got "
+            f"{config.engine.precision!r} ({source})"
+        )
+    noise = config.train.noise_multiplier
+    if noise and not LEAST_NOISE_MULTIPLIER <= noise <= LARGEST_NOISE_MULTIPLIER:
+        raise ConfigError(
+            f"train.noise_multiplier must be 0 or in [{LEAST_NOISE_MULTIPLIER:g}, "
+            f"{LARGEST_NOISE_MULTIPLIER:g}], got {noise!r} ({source})"
+        )
+    if config.privacy.trust == "record" and config.prune.criterion == "random":
+        raise ConfigError(
+            "prune.criterion must be one that looks at the rows with privacy.trust = 'record', "
+            f"got 'random' ({source})"
+        )
+    _check_availability(config, source)
+
+
+def _check_trust(privacy: PrivacyConfig, cohort: int, source: str) -> None:
+    """Refuse a delta, a mechanism or phases that the trust setting has no meaning for."""
+    trust, needs_delta = privacy.trust, privacy.trust in ("shuffle", "aggregate", "record")
+    if needs_delta and privacy.delta == 0:
+        raise ConfigError(
+            f"privacy.delta must be above 0 with privacy.trust = {trust!r}, got 0 ({source})"
+        )
+    if not needs_delta and privacy.delta != 0:
+        raise ConfigError(
+            f"privacy.delta must be 0 with privacy.trust = {trust!r}, which is pure, got "
+            f"{privacy.delta:g} ({source})"
+        )
+    if privacy.phases > 1 and trust != "local":
+        raise ConfigError(
+            f"privacy.phases must be 1 with privacy.trust = {trust!r}, got {privacy.phases} "
+            f"({source})"
+        )
+    if privacy.mechanism != "threshold" and trust not in ("local", "shuffle"):
+        raise ConfigError(
+            f"privacy.mechanism must be 'threshold' with privacy.trust = {trust!r}, got "
+            f"{privacy.mechanism!r} ({source})"
+        )
+    if privacy.colluding > 0 and trust != "aggregate":
+        raise ConfigError(
+            f"privacy.colluding must be 0 with privacy.trust = {trust!r}, got {privacy.colluding} "
+            f"({source})"
+        )
+    if privacy.min_reports > cohort:
+        raise ConfigError(
+            f"privacy.min_reports must be at most the {cohort} clients that are asked at once, got "
+            f"{privacy.min_reports} ({source})"
+        )
+
+
+def _check_availability(config: Config, source: str) -> None:
+    """Refuse lost answers where none may be missing, a clock that stands, an unknown minimum."""
+    availability, trust = config.availability, config.privacy.trust
+    if availability.dropout > 0 and config.federation.quorum == 1:
+        raise ConfigError(
+            f"federation.quorum must be below 1 with availability.dropout = "
+            f"{availability.dropout:g}, which loses answers, got 1 ({source})"
+        )
+    if not availability.trace:
+        return
+    if availability.delay_median_seconds == 0 and availability.pause_seconds == 0:
+        raise ConfigError(
+            "one of availability.delay_median_seconds, availability.pause_seconds must be above 0 "
+            f"with availability.trace, or the simulated clock never moves, got 0 and 0 ({source})"
+        )
+    if trust in ("shuffle", "aggregate") and config.privacy.min_reports == 0:
+        raise ConfigError(
+            f"privacy.min_reports must be set with privacy.trust = {trust!r} and "
+            f"availability.trace, which may leave any number of clients, got 0 ({source})"
+        )

@@ -1,0 +1,213 @@
+"""Every key of the configuration, with its default and what is allowed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedprune.errors import ConfigError
+
+Scalar: TypeAlias = str | int | float | bool
+
+Fraction01 = Annotated[float, Field(gt=0, le=1, description="a number in (0, 1]")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
+NonNegative = Annotated[
+    float, Field(ge=0, allow_inf_nan=False, description="a number of at least 0")
+]
+Momentum = Annotated[float, Field(ge=0, lt=1, description="a number in [0, 1)")]
+Spread = Annotated[float, Field(ge=0, le=10, description="a number in [0, 10]")]
+Count = Annotated[int, Field(ge=0, description="a whole number of at least 0")]
+PositiveCount = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
+Text = Annotated[str, Field(description="a string")]
+Switch = Annotated[bool, Field(description="true or false")]
+
+LEAST_NOISE_MULTIPLIER, LARGEST_NOISE_MULTIPLIER = 2.0**-6, 2.0**16  # what DP-SGD's grid holds
+KEEP_KEYS = ("keep_units", "keep_macs", "keep_params")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataConfig(_Table):
+    """Which rows there are and who holds them."""
+
+    dataset: Text = "digits"
+    root: Text = ""
+    partition: Literal["iid", "dirichlet", "shards", "natural"] = "iid"
+    alpha: Positive = 0.3
+    shards_per_client: PositiveCount = 2
+    clients: PositiveCount = 200
+    groups: Text = "class"
+
+
+class ModelConfig(_Table):
+    """Which network is pruned and where its weights start."""
+
+    name: Text = "lenet"
+    weights: Text = ""
+
+
+class PruneConfig(_Table):
+    """What is scored, how much stays and in how many steps."""
+
+    criterion: Literal["random", "magnitude_l1", "magnitude_l2", "taylor"] = "taylor"
+    keep_units: Fraction01 | None = None
+    keep_macs: Fraction01 | None = None
+    keep_params: Fraction01 | None = None
+    floor: PositiveCount = 1
+    schedule: Literal["one-shot", "geometric", "cubic"] = "one-shot"
+    steps: PositiveCount = 1
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """The one `keep_*` key that is set, and its value."""
+        for name in KEEP_KEYS:
+            value = getattr(self, name)
+            if value is not None:
+                return name, float(value)
+        raise ConfigError("one of prune.keep_units, prune.keep_macs, prune.keep_params must be set")
+
+
+class PrivacyConfig(_Table):
+    """Who is trusted and how much each client may spend on its mask report.
+
+    `epsilon` and `delta` are the guarantee under `trust`: of each report (local), of all reports
+    together after a shuffler (shuffle), of the sum alone (aggregate), of one record (record).
+    `mechanism` is threshold randomised response at its best block and threshold, or a special case.
+    `phases` asks disjoint cohorts one after another, the later ones about undecided units only.
+    `min_reports` is what shuffle and aggregate need at least; 0 means the quorum's. `colluding` is
+    how many clients may help an aggregate's server against the others. Without
+    `masking` a simulation adds an aggregate's numbers up in plain sight, which comes out the same.
+    """
+
+    trust: Literal["local", "shuffle", "aggregate", "record", "none"] = "local"
+    epsilon: Annotated[float, Field(ge=1e-6, le=64, description="a number in [1e-6, 64]")] = 4.0
+    delta: Annotated[float, Field(ge=0, lt=0.1, description="a number in [0, 0.1)")] = 0.0
+    prior: Literal["magnitude", "none"] = "magnitude"
+    mechanism: Literal["threshold", "warner", "k-ary", "duchi"] = "threshold"
+    phases: Annotated[int, Field(ge=1, le=16, description="a whole number in [1, 16]")] = 1
+    min_reports: Count = 0
+    colluding: Count = 0
+    masking: Switch = True
+
+
+class TrainConfig(_Table):
+    """Federated averaging: before pruning (`rounds`) and after each step (`fine_tune_rounds`).
+
+    `private` says which of them use DP-SGD at record level: a target of (`dp_epsilon`, `dp_delta`)
+    for a client that takes part in all of them, or a `noise_multiplier` of its own (0: from the
+    target). Each step samples every record with probability `sample_rate`.
+    """
+
+    rounds: Count = 40
+    fine_tune_rounds: Count = 10
+    clients_per_round: PositiveCount = 50
+    local_epochs: PositiveCount = 5
+    batch_size: PositiveCount = 8
+    learning_rate: Positive = 0.2
+    fine_tune_learning_rate: Positive = 0.1
+    momentum: Momentum = 0.9
+    weight_decay: NonNegative = 0.0
+    private: Literal["off", "fine-tune", "all"] = "off"
+    dp_epsilon: Positive = 8.0
+    dp_delta: Annotated[float, Field(gt=0, lt=0.1, description="a number in (0, 0.1)")] = 1e-5
+    noise_multiplier: NonNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    sample_rate: Fraction01 = 0.1
+
+
+class EvaluateConfig(_Table):
+    """What is measured, on which rows, and what may leave a client for it."""
+
+    split: Literal["test", "validation"] = "test"
+    tables: Literal["simulation-only", "unprotected", "off"] = "simulation-only"
+    seeds: PositiveCount = 3
+    baselines: Switch = True
+    certified_radius: Positive = 0.1
+    certified_rows: PositiveCount = 1000
+    confidence: Annotated[
+        float, Field(ge=0.5, le=0.9999, description="a number in [0.5, 0.9999]")
+    ] = 0.95
+    resamples: Annotated[int, Field(ge=100, description="a whole number of at least 100")] = 2000
+
+
+class FederationConfig(_Table):
+    """How long the server waits, and how many answers it needs to go on.
+
+    `quorum` is the share of the clients asked that must answer in every phase; `deadline_seconds`
+    ends the wait of a phase, `join_seconds` the wait for clients at the start.
+    """
+
+    quorum: Fraction01 = 1.0
+    deadline_seconds: Positive = 600.0
+    join_seconds: Positive = 60.0
+
+
+class AvailabilityConfig(_Table):
+    """Which simulated clients can be reached, and whose answers arrive in time.
+
+    In simulation only; training and voting rounds are subject to it, introductions and evaluation
+    are not. Of the clients asked in a round each is available with probability `participation`,
+    drawn independently of all others, and, where there is a `trace` (a CSV file of intervals
+    client,start,end in seconds, repeated after its last end), if the trace has it there when the
+    round begins. Of those that are, each loses its answer with probability `dropout` after it was
+    made and charged, and takes `delay_median_seconds` times a lognormal factor of its own, the
+    same in all rounds (`speed_sigma`), times a lognormal factor of the round (`delay_sigma`).
+    Answers that take longer than `deadline_seconds` are a straggler's and not used (0: there is
+    no deadline). `pause_seconds` pass between a round's end and the next one's beginning. Seconds
+    here are those of a simulated clock; nothing waits for them.
+    """
+
+    participation: Fraction01 = 1.0
+    dropout: Annotated[float, Field(ge=0, lt=1, description="a number in [0, 1)")] = 0.0
+    delay_median_seconds: NonNegative = 0.0
+    delay_sigma: Spread = 0.0
+    speed_sigma: Spread = 0.0
+    deadline_seconds: NonNegative = 0.0
+    pause_seconds: NonNegative = 0.0
+    trace: Text = ""
+
+    @property
+    def configured(self) -> bool:
+        """Whether any key differs from its default, under which everybody always answers."""
+        return self != AvailabilityConfig()
+
+
+class EngineConfig(_Table):
+    """Where simulated clients run; Ray's keys are for `--engine flower`.
+
+    `deterministic` scores one client at a time on one thread, so that every engine and cohort
+    size gives the same bits. `precision` is that of the passes which score clients: bfloat16 is
+    used where a sample of the clients shows that it keeps at least 0.99 of the votes' mask.
+    `workers` are the processes that train the local engine's clients: 0 means as many as cores, 1
+    means none. `actors` = 0 means as many as fit; `ray_address` names a running Ray cluster, ""
+    starts one.
+    """
+
+    deterministic: Switch = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+    workers: Count = 0
+    cpus_per_client: PositiveCount = 1
+    gpus_per_client: NonNegative = 0.0
+    actors: Count = 0
+    ray_address: Text = ""
+
+
+class Config(_Table):
+    """The whole experiment."""
+
+    seed: Annotated[
+        int, Field(ge=0, lt=2**62, description="a whole number of at least 0, below 2**62")
+    ] = 1
+    out: Text = ""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    prune: PruneConfig = PruneConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    federation: FederationConfig = FederationConfig()
+    availability: AvailabilityConfig = AvailabilityConfig()
+    engine: EngineConfig = EngineConfig()
