@@ -16,9 +16,10 @@ within 20 % of each other.
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
 import os
-import platform
+import pstats
 import statistics
 import subprocess
 import sys
@@ -30,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+import torch
+from _measuring import machine, spread, versions, write
 
 from fedprune import config as configuration
 from fedprune import data
@@ -38,6 +40,14 @@ from fedprune import data
 SIDES = {"digits": 8, "mnist": 28}
 WARM_UP_CLIENTS = 1_000  # memory that a round of so many needs is new to the process only once
 START_UP_ROUNDS = 5
+PARTS = {  # functions of a round; none calls another one
+    "gradients of the gates": "gates.py:of",
+    "the clients' randomness": "station.py:randomness",
+    "masks from scores": "selection.py:select_many",
+    "drawing": "mechanism.py:randomize_rows",
+    "ledger": "ledger_writer.py:_transaction",
+    "places of the clients' rows": "station.py:cohort_index",
+}
 SETTINGS = ("data.partition=iid", "model.name=lenet", "prune.keep_units=0.5", "privacy.epsilon=4.0")
 WANTED = {"end_to_end_s": 60.0, "peak_gib": 4.0, "linearity": 0.2}
 
@@ -78,8 +88,7 @@ def main() -> None:
             print(f"turn {turn + 1}, {count} clients: {found}", file=sys.stderr)
     result = summary(measured, options)
     print(table(result))
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(options.out, result)
 
 
 def run(clients: int, options: argparse.Namespace) -> dict[str, float]:
@@ -113,6 +122,21 @@ def one_process(clients: int, side: int) -> dict[str, float]:
         "us_a_client": 1e6 * max(0.0, seconds - start_up) / clients,
         "round_us_a_client": 1e6 * seconds / clients,
     }
+
+
+def where_time_goes(clients: int, side: int) -> dict[str, float]:
+    """Share of each part in a report round on one thread, under a profiler."""
+    torch.set_num_threads(1)
+    report_round(WARM_UP_CLIENTS, side)
+    profiler = cProfile.Profile()
+    found = profiler.runcall(report_round, clients, side)
+    spent = {
+        f"{Path(file).name}:{name}": cumulative
+        for (file, _, name), (_, _, _, cumulative, _) in pstats.Stats(profiler).stats.items()
+    }
+    shares = {part: spent.get(name, 0.0) / found["report_round_s"] for part, name in PARTS.items()}
+    shares["the rest"] = 1 - sum(shares.values())
+    return {part: round(share, 3) for part, share in shares.items()}
 
 
 def report_round(clients: int, side: int) -> dict[str, float]:
@@ -184,10 +208,11 @@ def summary(
         "seed": configuration.load().seed,
         "config": list(SETTINGS),
         "versions": versions(),
-        "machine": machine(options.threads),
+        "machine": machine() | {"threads": options.threads},
         "start_up_excluded": "imports, data, introductions, a round of "
         f"{WARM_UP_CLIENTS} clients to warm up, and a round of one client (round_start_up_s)",
         "measures": found,
+        "where_time_goes": where_time_goes(max(options.counts) // 10, SIDES[options.shape]),
         "wanted": WANTED,
         "reached": reached,
         "met": {name: bool(reached[name] <= limit) for name, limit in WANTED.items()},
@@ -208,30 +233,6 @@ def table(result: dict[str, Any]) -> str:
     for name, limit in result["wanted"].items():
         lines.append(f"{name}: {result['reached'][name]:.3g}, wanted at most {limit:g}")
     return "\n".join(lines)
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
-    middle = statistics.median(values)
-    return {"median": round(middle, 4), "min": round(min(values), 4), "max": round(max(values), 4)}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what was run."""
-    from fedprune.federated.summary import versions as of_run
-
-    return of_run()
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What it ran on."""
-    cpu = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        lines = information.read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        cpu = names[0] if names else cpu
-    return {"cpu": cpu, "cores": psutil.cpu_count(), "threads": threads}
 
 
 if __name__ == "__main__":

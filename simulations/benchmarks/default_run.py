@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from _measuring import machine
 
 from fedprune import __version__
 
@@ -38,7 +38,7 @@ def main() -> None:
         "whole_run_s": round(whole, 1),
         "limits_s": [FIRST_LINE_LIMIT_S, WHOLE_RUN_LIMIT_S],
         "cores": os.cpu_count(),
-        "machine": platform.machine(),
+        "machine": machine(),
         "versions": {"fedprune": __version__, "torch": torch.__version__},
         "command": "python simulations/benchmarks/default_run.py",
         "date": date.today().isoformat(),

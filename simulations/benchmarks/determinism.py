@@ -16,9 +16,6 @@ The exit status is 1 if more mask bits differ.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
 from collections.abc import Callable
 from datetime import date
@@ -27,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from _measuring import machine, versions, write
 from torch import Tensor
 
 from fedprune import data, models, pruning
-from fedprune.federated.summary import versions
 
 TARGET = 1e-5
 KEEP_UNITS = 0.5
@@ -137,16 +134,6 @@ def difference(found: Tensor, wanted: Tensor, layout: pruning.UnitLayout) -> dic
     }
 
 
-def machine() -> dict[str, Any]:
-    """What it was measured on."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    return {"cpu": model, "cores": os.cpu_count()}
-
-
 def main() -> None:
     """Compare, print and, if asked, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -183,9 +170,7 @@ def main() -> None:
         "worst_share": worst,
         "ways": found,
     }
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(options.out, result)
     sys.exit(0 if worst <= TARGET else 1)
 
 

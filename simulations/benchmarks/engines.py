@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from _measuring import spread, versions
 
 from fedprune import config as configuration
 from fedprune.runs import RunFolder
@@ -163,22 +164,6 @@ def summary_of(
         "versions": versions(),
         "same_masks": True,
         "measures": found,
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what is compared."""
-    from fedprune.federated.summary import versions as of_run
-
-    return of_run()
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
-    return {
-        "median": round(statistics.median(values), 3),
-        "min": round(min(values), 3),
-        "max": round(max(values), 3),
     }
 
 

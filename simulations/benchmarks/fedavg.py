@@ -22,9 +22,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import hashlib
-import json
 import os
-import platform
 import pstats
 import statistics
 import subprocess
@@ -40,6 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _measuring import machine, spread, versions, write
 from torch import Tensor, nn
 
 from fedprune import config as configuration
@@ -50,7 +49,6 @@ from fedprune.federated.conversation import Conversation
 from fedprune.federated.experiment import Experiment, Held
 from fedprune.federated.local_grid import LocalGrid
 from fedprune.federated.opening import close_stations
-from fedprune.federated.summary import versions
 from fedprune.federated.training import LocalTraining, Trainer
 from fedprune.federated.trial import traits_of
 from fedprune.federated.workers import WorkerSettings, worker_processes
@@ -355,7 +353,12 @@ def summary_of(found: dict[str, list[float]], options: argparse.Namespace) -> di
         "seed": 1,
         "config": configuration.load(None, settings(options.clients, options.rounds)).model_dump(),
         "versions": versions(),
-        "machine": machine() | {"plain_loop_threads": PLAIN_THREADS, "workers": options.workers},
+        "machine": machine()
+        | {
+            "torch_threads": torch.get_num_threads(),
+            "plain_loop_threads": PLAIN_THREADS,
+            "workers": options.workers,
+        },
         "same_weights_with_and_without_workers": True,
         "targets": TARGETS,
         "where_time_goes": where_time_goes(options.clients),
@@ -364,25 +367,6 @@ def summary_of(found: dict[str, list[float]], options: argparse.Namespace) -> di
             for way, values in found.items()
         },
         "times_the_workers": {way: spread(values) for way, values in ratios.items()},
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What it was measured on."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    return {"cpu": model, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
-    return {
-        "median": round(statistics.median(values), 3),
-        "min": round(min(values), 3),
-        "max": round(max(values), 3),
     }
 
 
@@ -417,9 +401,7 @@ def main() -> None:
             return
         result = summary_of(measure(options, Path(scratch)), options)
     print(table(result))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(options.out, result)
 
 
 if __name__ == "__main__":

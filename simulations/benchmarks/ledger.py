@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _measuring import machine, spread
 
 from fedprune import __version__
 from fedprune.privacy import Budget, Entry, Ledger, SigningKey
@@ -85,7 +86,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "fedprune": __version__,
         "sqlite": sqlite3.sqlite_version,
         "python": platform.python_version(),
-        "machine": platform.machine(),
+        "machine": machine(),
     }
 
 
@@ -183,11 +184,6 @@ def stopwatch() -> Iterator[list[float]]:
     began = time.perf_counter()
     yield took
     took.append(time.perf_counter() - began)
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Smallest, middle and largest."""
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
+from _measuring import machine, spread, write
 from numpy.typing import NDArray
 
 from fedprune import privacy, pruning
@@ -85,8 +83,7 @@ def main() -> None:
             print(f"turn {turn + 1}, {source}: {turns[source][-1]}", file=sys.stderr)
     result = summary(turns, options)
     print(table(result))
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(options.out, result)
 
 
 def run(source: str, options: argparse.Namespace) -> dict[str, float]:
@@ -205,7 +202,7 @@ def summary(
             "mechanism": repr(privacy.ThresholdResponse(options.epsilon, 448)),
         },
         "versions": versions(),
-        "machine": machine(options.threads),
+        "machine": machine() | {"threads": options.threads},
         "measures": measures,
         "wanted": WANTED,
         "reached": reached,
@@ -226,23 +223,6 @@ def table(result: dict[str, Any]) -> str:
     for name, limit in result["wanted"].items():
         lines.append(f"{name}: {result['reached'][name]:.3g}, wanted at most {limit:g}")
     return "\n".join(lines)
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
-    middle = statistics.median(values)
-    return {"median": round(middle, 4), "min": round(min(values), 4), "max": round(max(values), 4)}
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What it ran on."""
-    cpu = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        lines = information.read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        cpu = names[0] if names else cpu
-    return {"cpu": cpu, "cores": psutil.cpu_count(), "threads": threads}
 
 
 if __name__ == "__main__":

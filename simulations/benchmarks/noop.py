@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import psutil
+from _measuring import machine, spread, write
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -138,8 +137,7 @@ def main() -> None:
         print(f"turn {turn + 1}: {last} ms a client", file=sys.stderr)
     result = summary(turns, options)
     print(table(result))
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(options.out, result)
 
 
 def one_process(name: str, options: argparse.Namespace) -> list[float]:
@@ -170,7 +168,7 @@ def summary(turns: dict[str, list[float]], options: argparse.Namespace) -> dict[
         f"--clients {options.clients} --rounds {options.rounds}",
         "date": date.today().isoformat(),
         "versions": versions(),
-        "machine": machine(),
+        "machine": machine() | {"threads": os.environ.get("OMP_NUM_THREADS", "") or "not set"},
         "start_up_excluded": "the first round of every turn",
         "ms_a_client": {name: spread(values) for name, values in turns.items()},
         "ratios": {name: spread(values) for name, values in ratios.items()},
@@ -187,24 +185,6 @@ def table(result: dict[str, Any]) -> str:
         + (" ms a client" if name in result["ms_a_client"] else " times")
         for name, c in rows.items()
     )
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
-    middle = statistics.median(values)
-    return {"median": round(middle, 5), "min": round(min(values), 5), "max": round(max(values), 5)}
-
-
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    cpu = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        lines = information.read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        cpu = names[0] if names else cpu
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    return {"cpu": cpu, "cores": psutil.cpu_count(), "threads": threads or "not set"}
 
 
 if __name__ == "__main__":

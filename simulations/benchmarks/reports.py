@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _measuring import machine
 
 from fedprune import __version__
 from fedprune.privacy import BitwiseResponse, Mechanism, Report, ThresholdResponse
@@ -120,7 +120,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "fedprune": __version__,
         "numpy": np.__version__,
-        "machine": platform.machine(),
+        "machine": machine(),
     }
     text = json.dumps(figures, indent=2)
     print(text)

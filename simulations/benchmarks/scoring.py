@@ -24,9 +24,7 @@ convolution reaches on this machine.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -40,12 +38,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from _measuring import machine, spread, versions, write
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from fedprune import data, hardware, models, pruning
-from fedprune.federated.summary import versions
 from fedprune.runs import RunFolder
 
 CENTRAL_BATCH = 250
@@ -311,7 +309,11 @@ def summary_of(
         "config": {key: value for key, value in vars(options).items() if key != "out"}
         | {"units": len(ways.layout), "data": "cifar10" if options.root else "noise"},
         "versions": versions(),
-        "machine": machine(),
+        "machine": machine()
+        | {
+            "torch_threads": torch.get_num_threads(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+        },
         "targets": TARGETS,
         "images_per_second": {name: spread(values) for name, values in speeds.items()},
         "ratios": {
@@ -330,27 +332,6 @@ def summary_of(
         },
         "where_time_goes": where_time_goes(ways, Part(held, 0, len(held))),
         "peak_rss_gib": round(_peak_rss_bytes() / 2**30, 2),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What it was measured on."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {"cpu": model, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(),
-            "instructions": capability}  # fmt: skip
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
-    return {
-        "median": round(statistics.median(values), 3),
-        "min": round(min(values), 3),
-        "max": round(max(values), 3),
     }
 
 
@@ -396,9 +377,7 @@ def main() -> None:
     os.environ[IMAGES_VARIABLE] = str(options.per_client)
     result = measure(options)
     print(table(result))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(options.out, result)
 
 
 if __name__ == "__main__":

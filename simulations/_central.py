@@ -1,0 +1,223 @@
+"""Training at one place, for the studies that need a well-trained network: threads side by side.
+
+On a processor every thread works on its share of a batch with modules of its own and shared
+parameters, which keeps two cores busier than one pass on two threads; on an accelerator one thread
+does it all.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedprune import data
+
+MARGIN = 4  # pixels by which an image is shifted at most, as in He et al. 2016
+
+
+class Images:
+    """All rows of a data set of images, in memory, with the usual augmentation of CIFAR."""
+
+    def __init__(self, rows: data.Rows, count: int | None = None) -> None:
+        """Take the first `count` rows, or all."""
+        count = len(rows) if count is None else min(count, len(rows))
+        stored = torch.from_numpy(np.ascontiguousarray(rows.stored[:count]))
+        padded = functional.pad(stored, (MARGIN,) * 4)
+        self._height, self._width = stored.shape[2:]
+        self._windows = padded.unfold(2, self._height, 1).unfold(3, self._width, 1)
+        self._labels = rows.targets(slice(0, count))
+        self._scaling = rows.scaling
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._labels)
+
+    def batches(self, size: int, random: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass over all images in random order, shifted and mirrored; whole batches only."""
+        order = torch.from_numpy(random.permutation(len(self)))
+        for start in range(0, len(self) - size + 1, size):
+            places = order[start : start + size]
+            down, right = (random.integers(0, 2 * MARGIN + 1, size) for _ in range(2))
+            images = self._windows[places, :, torch.from_numpy(down), torch.from_numpy(right)]
+            mirrored = torch.from_numpy(random.random(size) < 0.5)
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+            yield self._scaling.apply(images), self._labels[places]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        rate: largest learning rate; it rises over the first `warm_up` share and falls to zero
+            along a half cosine.
+        batch_size: images a step.
+        momentum, weight_decay: of stochastic gradient descent (Nesterov).
+        distill: weight of the teacher's Kullback-Leibler divergence in the loss, 0 to 1
+            (Hinton et al. 2015).
+        temperature: of the distillation.
+        averaging: decay of the moving average of the weights, a step.
+        warm_up: share of the steps.
+    """
+
+    rate: float = 0.05
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    distill: float = 0.5
+    temperature: float = 3.0
+    averaging: float = 0.999
+    warm_up: float = 0.05
+
+    def rate_at(self, share: float) -> float:
+        """Learning rate when this share of the steps is done."""
+        if share < self.warm_up:
+            return self.rate * share / self.warm_up
+        rest = (share - self.warm_up) / (1 - self.warm_up)
+        return self.rate * 0.5 * (1 + float(np.cos(np.pi * rest)))
+
+
+class Training:
+    """A network in training, with a moving average of its weights and, maybe, a teacher."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        *,
+        teacher: nn.Module | None = None,
+        threads: int = 1,
+        bfloat16: bool = False,
+    ) -> None:
+        """Take a network, which is trained in place."""
+        self.recipe, self._bfloat16 = recipe, bfloat16
+        self.device = next(model.parameters()).device
+        on_host = self.device.type == "cpu"
+        self.model = model.to(memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.model).eval()
+        self._parameters = list(self.model.parameters())
+        self._optimizer = torch.optim.SGD(
+            [p for p in self._parameters if p.requires_grad],
+            recipe.rate,
+            recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=True,
+        )
+        self._teacher = None
+        if teacher is not None and recipe.distill:
+            self._teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+            self._teacher.to(memory_format=torch.channels_last)
+        self._threads = threads if on_host else 1
+        self._students = [self.model, *(_sharing(self.model) for _ in range(self._threads - 1))]
+        self._pool = ThreadPoolExecutor(
+            self._threads, initializer=torch.set_num_threads, initargs=(1 if on_host else 4,)
+        )
+
+    def step(self, inputs: Tensor, labels: Tensor, share: float) -> float:
+        """Make one step on a batch; `share` of all steps is done. Gives the mean loss."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.recipe.rate_at(share)
+        parts = list(zip(inputs.chunk(self._threads), labels.chunk(self._threads), strict=True))
+        work = [
+            self._pool.submit(self._gradients, student, *part, len(part[1]) / len(labels))
+            for student, part in zip(self._students, parts, strict=False)
+        ]
+        found = [one.result() for one in work]
+        trained = [p for p in self._parameters if p.requires_grad]
+        for parameter, *gradients in zip(trained, *(each for _, each in found), strict=True):
+            parameter.grad = sum(gradients[1:], start=gradients[0])
+        self._optimizer.step()
+        self._follow()
+        return sum(loss for loss, _ in found)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that is needed to go on: weights, averages and momenta."""
+        momenta = self._optimizer.state_dict()["state"]
+        return {
+            **{f"model.{name}": t for name, t in self.model.state_dict().items()},
+            **{f"average.{name}": t for name, t in self.average.state_dict().items()},
+            **{f"momentum.{i}": one["momentum_buffer"] for i, one in momenta.items()},
+        }
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`."""
+        for module, prefix in ((self.model, "model."), (self.average, "average.")):
+            module.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
+        found: dict[str, Any] = self._optimizer.state_dict()
+        found["state"] = {
+            int(k.removeprefix("momentum.")): {"momentum_buffer": v.clone()}
+            for k, v in state.items()
+            if k.startswith("momentum.")
+        }
+        self._optimizer.load_state_dict(found)
+        for student in self._students[1:]:
+            _copy_buffers(self.model, student)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+    def _gradients(
+        self, student: nn.Module, inputs: Tensor, labels: Tensor, weight: float
+    ) -> tuple[float, tuple[Tensor, ...]]:
+        student.train()
+        inputs = inputs.to(self.device).contiguous(memory_format=torch.channels_last)
+        labels = labels.to(self.device)
+        with self._precision():
+            logits = student(inputs)
+            loss = functional.cross_entropy(logits.float(), labels)
+            if self._teacher is not None:
+                with torch.no_grad():
+                    wanted = self._teacher(inputs)
+                loss = self._distilled(loss, logits.float(), wanted.float())
+            loss = weight * loss
+        parameters = [p for p in student.parameters() if p.requires_grad]
+        return loss.item(), torch.autograd.grad(loss, parameters)
+
+    def _distilled(self, loss: Tensor, logits: Tensor, wanted: Tensor) -> Tensor:
+        share, heat = self.recipe.distill, self.recipe.temperature
+        divergence = functional.kl_div(
+            functional.log_softmax(logits / heat, dim=1),
+            functional.log_softmax(wanted / heat, dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return (1 - share) * loss + share * heat**2 * divergence
+
+    def _precision(self) -> Any:
+        if not self._bfloat16:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Let the average follow; statistics are the first thread's."""
+        decay = self.recipe.averaging
+        followers = [p for p in self.average.parameters() if p.is_floating_point()]
+        torch._foreach_lerp_(followers, self._parameters, 1 - decay)  # type: ignore[arg-type]
+        for old, new in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, 1 - decay)
+            else:
+                old.copy_(new)
+
+
+def _sharing(model: nn.Module) -> nn.Module:
+    shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    return copy.deepcopy(model, shared)
+
+
+def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
+    for new, old in zip(source.buffers(), target.buffers(), strict=True):
+        old.copy_(new)

@@ -1,0 +1,85 @@
+"""The long fine-tuning study: it goes on where it stopped, and ends the same."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedprune import data
+
+SIMULATIONS = str(Path(__file__).parents[2] / "simulations")
+
+
+@pytest.fixture
+def script(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, on a few rows."""
+    whole = data.load("cifar10", str(data_root), seed=1)
+    few = {"train": whole.train.take(np.arange(300)), "test": whole.test.take(np.arange(40))}
+    monkeypatch.syspath_prepend(SIMULATIONS)
+    module = importlib.import_module("resnet_half_macs")
+    monkeypatch.setattr(module.data, "load", lambda *_, **__: replace(whole, **few))
+    monkeypatch.setattr(module, "SCORED", 100)
+    yield module
+    for name in ("resnet_half_macs", "_central"):
+        sys.modules.pop(name, None)
+
+
+def options(root: Path, work: Path) -> argparse.Namespace:
+    return argparse.Namespace(
+        root=str(root), network="resnet20", weights=str(root / "weights/resnet20-12fca82f.th"),
+        keep_macs=0.5, criterion="taylor", steps=2, minibatches=1, epochs=2, rate=0.05,
+        distill=0.5, bfloat16=False, threads=2, seed=1, images=256, work=work, out=None,
+    )  # fmt: skip
+
+
+class StoppedError(Exception):
+    """Stands for a crash."""
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+def test_a_study_that_was_stopped_ends_as_one_that_was_not(
+    script: ModuleType,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: int,
+) -> None:
+    expected = script.Study(options(data_root, tmp_path / "whole")).run()
+    stopped = script.Study(options(data_root, tmp_path / "stopped"))
+    left = iter(range(kept))
+    keep = stopped._keep
+
+    def crash(state: Any) -> None:
+        if next(left, None) is None:
+            raise StoppedError
+        keep(state)
+
+    monkeypatch.setattr(stopped, "_keep", crash)
+    with pytest.raises(StoppedError):
+        stopped.run()
+    found = script.Study(options(data_root, tmp_path / "stopped")).run()
+    assert found["macs"] == expected["macs"]
+    assert found["macs"]["times_fewer"] >= 2
+    for name, tensor in load_file(tmp_path / "whole" / "state.safetensors").items():
+        other = load_file(tmp_path / "stopped" / "state.safetensors")[name]
+        assert torch.equal(tensor, other), name
+
+
+def test_another_study_is_not_continued_in_the_same_folder(
+    script: ModuleType, data_root: Path, tmp_path: Path
+) -> None:
+    asked = options(data_root, tmp_path)
+    script.Study(asked)._keep({})
+    asked.seed = 2
+    with pytest.raises(SystemExit, match="other settings"):
+        script.Study(asked)
