@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ def cost(model: nn.Module, example_input: Tensor) -> Cost:
     buffers = sum(_sizes(_state_buffers(model), fixed))
     return Cost(
         params=params,
-        macs=_count_macs(model, example_input, fixed),
+        macs=_count_macs(model, example_input),
         bytes=FLOAT32_BYTES * (params + buffers),
     )
 
@@ -70,12 +71,11 @@ def _state_buffers(model: nn.Module) -> Iterable[Tensor]:
     return (buffer for name, buffer in buffers if name in state and buffer.is_floating_point())
 
 
-def _count_macs(model: nn.Module, example_input: Tensor, fixed: list[Tensor]) -> int:
-    counter = _MacCounter(fixed)
-    with evaluating([model]), unfused_attention():
+def _count_macs(model: nn.Module, example_input: Tensor) -> int:
+    with evaluating([model]):
         example = example_input[:1]
         try:
-            with counter:
+            with counting_macs(model) as counter:
                 model(example)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             reason = str(error).partition("\n")[0]
@@ -83,6 +83,17 @@ def _count_macs(model: nn.Module, example_input: Tensor, fixed: list[Tensor]) ->
                 f"the model cannot process an example of shape {list(example.shape)}: {reason}"
             ) from error
     return counter.macs
+
+
+@contextmanager
+def counting_macs(model: nn.Module) -> Iterator[_MacCounter]:
+    """Count the multiply-accumulates of what runs inside the block, as `cost` does.
+
+    Yields:
+        The counter; `macs` is what it has seen so far, over all examples of all passes.
+    """
+    with unfused_attention(), _MacCounter(_selection_weights(model)) as counter:
+        yield counter
 
 
 class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedprune.errors import ConfigError
-from fedprune.hardware._modes import evaluating, threads_set_to
+from fedprune.hardware._modes import evaluating
+from fedprune.hardware.timing import Times, check_counts, time_in_turns
 
 
 @dataclass(frozen=True)
@@ -50,38 +49,21 @@ def latency(
     Raises:
         ConfigError: if a count is out of range.
     """
-    counts = {"batch_size": batch_size, "repeats": repeats, "threads": threads}
-    for name, count in counts.items():
-        if count < 1:
-            raise ConfigError(f"{name} of a latency measurement must be at least 1, got {count}")
-    if warmup < 0:
-        raise ConfigError(f"warmup of a latency measurement must be at least 0, got {warmup}")
+    check_counts(
+        "a latency measurement",
+        batch_size=batch_size,
+        repeats=repeats,
+        threads=threads,
+        warmup=warmup,
+    )
     batch = example_input[torch.arange(batch_size) % len(example_input)]
-    milliseconds: dict[str, list[float]] = {name: [] for name in models}
-    with evaluating(models.values()), threads_set_to(threads):
-        for turn in range(warmup + repeats):
-            for name, model in models.items():
-                elapsed = _time_pass(model, batch)
-                if turn >= warmup:
-                    milliseconds[name].append(elapsed)
-    return {
-        name: _summary(times, batch_size, threads, repeats) for name, times in milliseconds.items()
-    }
+    works = {name: (lambda model=model: model(batch)) for name, model in models.items()}
+    with evaluating(models.values()):
+        times = time_in_turns(works, repeats=repeats, warmup=warmup, threads=threads)
+    return {name: summary(mine, batch_size, threads) for name, mine in times.items()}
 
 
-def _time_pass(model: nn.Module, batch: Tensor) -> float:
-    _wait_for(batch)
-    start = time.perf_counter()
-    model(batch)
-    _wait_for(batch)
-    return 1e3 * (time.perf_counter() - start)
-
-
-def _wait_for(batch: Tensor) -> None:
-    if batch.is_cuda:  # work on an accelerator is only queued when the call returns
-        torch.cuda.synchronize(batch.device)
-
-
-def _summary(times: list[float], batch_size: int, threads: int, repeats: int) -> Latency:
+def summary(times: Times, batch_size: int, threads: int) -> Latency:
+    """Sum up measured times [repeats] in milliseconds."""
     p10, median, p90 = (float(value) for value in np.percentile(times, [10, 50, 90]))
-    return Latency(median, p10, p90, batch_size, threads, repeats)
+    return Latency(median, p10, p90, batch_size, threads, len(times))

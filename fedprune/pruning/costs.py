@@ -7,6 +7,9 @@ its channels each layer keeps, without touching the model.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,14 +18,22 @@ from numpy.typing import NDArray
 from fedprune.pruning.members import Layer
 
 Integers = NDArray[np.int64]
+Widths = NDArray[Any]  # int64, or float64 where layers are thinned by a fraction
 
 
 class Costs:
     """Counts what the layers cost when some of their channels are gone."""
 
-    def __init__(self, layers: tuple[Layer, ...], num_units: int, other_params: int) -> None:
-        """Index the layers' channels by unit; `other_params` never change."""
-        self.layers, self.num_units, self.other_params = layers, num_units, other_params
+    def __init__(
+        self,
+        layers: tuple[Layer, ...],
+        num_units: int,
+        other_params: int = 0,
+        other_macs: int = 0,
+    ) -> None:
+        """Index the layers' channels by unit; `other_params` and `other_macs` never change."""
+        self.layers, self.num_units = layers, num_units
+        self.other = {"params": other_params, "macs": other_macs}
         priced = np.array([not layer.is_selection for layer in layers], dtype=np.int64)
         self.kernel = np.array([layer.kernel for layer in layers], dtype=np.int64) * priced
         self.vectors = np.array([layer.vectors for layer in layers], dtype=np.int64) * priced
@@ -36,25 +47,33 @@ class Costs:
     @staticmethod
     def own_params(layer: Layer) -> int:
         """Parameters of one whole layer."""
-        alone = Costs((layer,), 0, 0)
-        n_in, n_out = np.array([len(layer.in_units)]), np.array([len(layer.out_units)])
-        return int(alone._layer_params(n_in, n_out)[0])
+        return Costs((layer,), 0).dense("params")
+
+    @staticmethod
+    def own_macs(layer: Layer) -> int:
+        """Multiply-accumulates of one whole layer for one example."""
+        return Costs((layer,), 0).dense("macs")
+
+    def dense(self, cost: str) -> int:
+        """`params` or `macs` of the whole model."""
+        layers = self._layer_macs if cost == "macs" else self._layer_params
+        return int(layers(self.inputs.total, self.outputs.total).sum()) + self.other[cost]
 
     def params(self, mask: NDArray[np.bool_]) -> int:
         """Parameters of the model shrunk to a mask [num_units]."""
         kept = self._layer_params(self.inputs.kept(mask), self.outputs.kept(mask))
-        return int(kept.sum()) + self.other_params
+        return int(kept.sum()) + self.other["params"]
 
     def macs(self, mask: NDArray[np.bool_]) -> int:
         """Multiply-accumulates for one example of the model shrunk to a mask [num_units]."""
-        return int(self._layer_macs(self.inputs.kept(mask), self.outputs.kept(mask)).sum())
+        kept = self._layer_macs(self.inputs.kept(mask), self.outputs.kept(mask))
+        return int(kept.sum()) + self.other["macs"]
 
     def thinned(self, keep: float, cost: str) -> float:
         """`params` or `macs` if every layer kept the same fraction of its units' channels."""
         n_in, n_out = self.inputs.thinned(keep), self.outputs.thinned(keep)
-        if cost == "macs":
-            return float(self._layer_macs(n_in, n_out).sum())
-        return float(self._layer_params(n_in, n_out).sum()) + self.other_params
+        layers = self._layer_macs if cost == "macs" else self._layer_params
+        return float(layers(n_in, n_out).sum()) + self.other[cost]
 
     def unit_params(self) -> Integers:
         """Parameters saved by removing each unit alone, [num_units]."""
@@ -64,12 +83,31 @@ class Costs:
         """Multiply-accumulates saved by removing each unit alone, [num_units]."""
         return self._savings("macs")
 
-    def running(self, mask: NDArray[np.bool_], cost: str) -> RunningCost:
-        """Start counting from a mask, one further unit at a time."""
-        return RunningCost(self, mask, cost)
+    def measure(self, cost: str) -> Measure:
+        """What a budget of `units`, `params` or `macs` counts."""
+        if cost == "units":
+            return Measure(lambda _rows, n_in, _n_out: np.zeros_like(n_in), other=0, per_unit=1)
+        return Measure(partial(self.priced, cost), other=self.other[cost])
 
-    def priced(self, cost: str, rows: Integers, n_in: Integers, n_out: Integers) -> Integers:
-        """Cost of the layers `rows` with so many inputs and outputs."""
+    def total(self, measure: Measure, mask: NDArray[np.bool_]) -> float:
+        """What a measure says of the model shrunk to a mask [num_units]."""
+        rows = np.arange(len(self.layers))
+        layers = measure.of_layers(rows, self.inputs.kept(mask), self.outputs.kept(mask))
+        return float(layers.sum()) + measure.other + measure.per_unit * int(mask.sum())
+
+    def thinned_total(self, measure: Measure, keep: float) -> float:
+        """What a measure says if every layer kept the same fraction of its units' channels."""
+        rows = np.arange(len(self.layers))
+        layers = measure.of_layers(rows, self.inputs.thinned(keep), self.outputs.thinned(keep))
+        return float(layers.sum()) + measure.other + measure.per_unit * keep * self.num_units
+
+    def changes(self) -> Changes:
+        """How many inputs and outputs of which layers each unit owns."""
+        units, rows, d_in, d_out = _changes(self.inputs, self.outputs, self.num_units)
+        return Changes(np.searchsorted(units, np.arange(self.num_units + 1)), rows, d_in, d_out)
+
+    def priced(self, cost: str, rows: Integers, n_in: Widths, n_out: Widths) -> Widths:
+        """Cost of the layers `rows` with so many inputs and outputs, [..., rows]."""
         weights = self._weights(n_in, n_out, rows)
         if cost == "macs":
             return np.asarray(weights * self.positions[rows])
@@ -97,33 +135,80 @@ class Costs:
         return savings
 
 
-class RunningCost:
-    """The cost of a growing set of units, in time proportional to each unit's own layers."""
+@dataclass(frozen=True)
+class Measure:
+    """A cost that is a sum over layers of what their numbers of inputs and outputs decide.
 
-    def __init__(self, costs: Costs, mask: NDArray[np.bool_], cost: str) -> None:
-        """Start from a mask; `cost` is `params` or `macs`."""
-        self._costs, self._cost = costs, cost
+    Attributes:
+        of_layers: From layers [rows] and their inputs and outputs [..., rows] to [..., rows].
+        other: What no width changes.
+        per_unit: What each unit adds by itself.
+    """
+
+    of_layers: Callable[[Integers, Widths, Widths], NDArray[Any]]
+    other: float
+    per_unit: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """Which layers each unit has channels in, unit after unit.
+
+    Attributes:
+        starts: Where each unit's entries begin, [num_units + 1].
+        rows: The layer of each entry.
+        d_in: The inputs of that layer that the unit owns.
+        d_out: The outputs of that layer that the unit owns.
+    """
+
+    starts: Integers
+    rows: Integers
+    d_in: Integers
+    d_out: Integers
+
+    def of(self, units: Integers) -> tuple[Integers, Integers, Integers]:
+        """Distinct layers of some units, and the inputs and outputs of each that they own."""
+        if len(units) == 1:
+            own = slice(self.starts[units[0]], self.starts[units[0] + 1])
+            return self.rows[own], self.d_in[own], self.d_out[own]
+        places = np.concatenate(
+            [np.arange(self.starts[unit], self.starts[unit + 1]) for unit in units]
+        )
+        rows, where = np.unique(self.rows[places], return_inverse=True)
+        d_in = np.bincount(where, weights=self.d_in[places], minlength=len(rows))
+        d_out = np.bincount(where, weights=self.d_out[places], minlength=len(rows))
+        return rows, d_in.astype(np.int64), d_out.astype(np.int64)
+
+
+class Running:
+    """Several measures of a growing set of units, in time proportional to the layers touched."""
+
+    def __init__(self, costs: Costs, mask: NDArray[np.bool_], measures: Sequence[Measure]) -> None:
+        """Start from a mask [num_units]; `totals` is what each measure says of it."""
+        self._measures, self._changes = measures, costs.changes()
         self._n_in, self._n_out = costs.inputs.kept(mask), costs.outputs.kept(mask)
-        units, rows, d_in, d_out = _changes(costs.inputs, costs.outputs, costs.num_units)
-        self._starts = np.searchsorted(units, np.arange(costs.num_units + 1))
-        self._rows, self._d_in, self._d_out = rows, d_in, d_out
-        self.total = costs.macs(mask) if cost == "macs" else costs.params(mask)
+        self.totals = [costs.total(measure, mask) for measure in measures]
 
-    def price(self, unit: int) -> int:
-        """What one further unit would cost now."""
-        rows, n_in, n_out = self._after(unit)
-        before = self._costs.priced(self._cost, rows, self._n_in[rows], self._n_out[rows])
-        return int((self._costs.priced(self._cost, rows, n_in, n_out) - before).sum())
+    def after(self, units: Integers) -> list[float]:
+        """What each measure would say with some further units."""
+        rows, d_in, d_out = self._changes.of(units)
+        n_in, n_out = self._n_in[rows], self._n_out[rows]
+        return [
+            total
+            + float(
+                measure.of_layers(rows, n_in + d_in, n_out + d_out).sum()
+                - measure.of_layers(rows, n_in, n_out).sum()
+            )
+            + measure.per_unit * len(units)
+            for total, measure in zip(self.totals, self._measures, strict=True)
+        ]
 
-    def add(self, unit: int) -> None:
-        """Keep one further unit."""
-        self.total += self.price(unit)
-        rows, self._n_in[rows], self._n_out[rows] = self._after(unit)
-
-    def _after(self, unit: int) -> tuple[Integers, Integers, Integers]:
-        own = slice(self._starts[unit], self._starts[unit + 1])
-        rows = self._rows[own]
-        return rows, self._n_in[rows] + self._d_in[own], self._n_out[rows] + self._d_out[own]
+    def add(self, units: Integers) -> None:
+        """Keep some further units."""
+        self.totals = self.after(units)
+        rows, d_in, d_out = self._changes.of(units)
+        self._n_in[rows] += d_in
+        self._n_out[rows] += d_out
 
 
 class _Members:

@@ -14,9 +14,9 @@ from torch import nn
 
 from fedprune.errors import PruningError
 from fedprune.pruning.members import CONVOLUTIONS, Layer, kind_of
-from fedprune.pruning.tracing import Trace
+from fedprune.pruning.tracing import Trace, one_line
 
-_MANY_CHANNELS = 2**16  # always followed; far more than the widest layer has are a wrong guess
+_MANY_CHANNELS = 2**13  # always followed; far more than the widest layer has are a wrong guess
 
 
 class _Tied(NamedTuple):
@@ -59,16 +59,24 @@ class Coupling:
     def __init__(self, trace: Trace) -> None:
         """Follow every dependency from the outputs of every layer that mixes channels.
 
+        Where an operation repeats or multiplies channels in a way that cannot be followed, they
+        are not followed further and `stuck` says so.
+
         Raises:
-            PruningError: if an operation repeats or multiplies channels in a way that cannot be
-                followed.
+            PruningError: if torch-pruning's index mappings fail.
         """
         self._name = trace.name
+        self._stuck: dict[int, str] = {}
         widths = [max(Layer.channels_of(module)) for module in trace.calls]
-        self._limit = max(_MANY_CHANNELS, 16 * max(widths, default=0))
+        self._limit = max(_MANY_CHANNELS, 4 * max(widths, default=0))
         self._node_of = {id(node.module): node for node in trace.graph.module2node.values()}
         self._elements = _Elements()
-        self._propagate(list(trace.calls))
+        try:
+            self._propagate(list(trace.calls))
+        except Exception as error:  # what an index mapping of a wrong guess raises has no list
+            raise PruningError(
+                f"{trace.name} cannot be traced by torch-pruning ({one_line(error)})"
+            ) from error
 
     def node(self, module: nn.Module) -> Any:
         """The graph's node of a module, None if the output does not depend on it."""
@@ -86,6 +94,10 @@ class Coupling:
         """Every class of channels that a node has a part in."""
         return {root for side in ("in", "out") for root in self.channels(node, side).values()}
 
+    def stuck(self) -> dict[int, str]:
+        """Roots of the classes that could not be followed to their end, and why."""
+        return {self._elements.find(element): reason for element, reason in self._stuck.items()}
+
     def _propagate(self, layers: list[nn.Module]) -> None:
         pending: list[tuple[Any, str, list[_Tied]]] = []
         for module in layers:
@@ -95,6 +107,10 @@ class Coupling:
         while pending:
             node, side, tied = pending.pop()
             for target, target_side, mapped in _tied_to(node, side, tied):
+                reason = self._cannot_follow(target, mapped)
+                if reason:
+                    self._stuck.update((one.root_idx, reason) for one in tied)
+                    continue
                 fresh = self._tie(target, target_side, mapped)
                 if fresh:
                     pending.append((target, target_side, fresh))
@@ -104,20 +120,20 @@ class Coupling:
         fresh = [(c, self._elements.tie((id(node), "out"), c, None)) for c in channels]
         return [_Tied(channel, element) for channel, element in fresh if element is not None]
 
-    def _tie(self, node: Any, side: str, mapped: list[Any]) -> list[_Tied]:
+    def _cannot_follow(self, node: Any, mapped: list[Any]) -> str:
         if len(mapped) > self._limit:
             # Sizes that an attention layer reshapes to are taken for channels, time after time.
-            raise PruningError(
-                f"{self._name} cannot be pruned exactly: torch-pruning sees {len(mapped):,} "
-                f"channels at {node.name}, more than any of its layers can have"
+            return (
+                f"torch-pruning sees {len(mapped):,} channels at {node.name}, more than any of its "
+                f"layers can have"
             )
+        if any(tied.root_idx is None for tied in mapped):
+            return f"it repeats channels at {node.name}, so they cannot be removed one by one"
+        return ""
+
+    def _tie(self, node: Any, side: str, mapped: list[Any]) -> list[_Tied]:
         fresh = []
         for tied in mapped:
-            if tied.root_idx is None:
-                raise PruningError(
-                    f"{self._name} repeats channels at {node.name}, so they cannot be removed one "
-                    f"by one"
-                )
             element = self._elements.tie((id(node), side), int(tied.idx), tied.root_idx)
             if element is not None:
                 fresh.append(_Tied(int(tied.idx), element))
@@ -139,6 +155,8 @@ def _tied_to(node: Any, side: str, tied: list[_Tied]) -> Iterator[tuple[Any, str
         yield target, target_side, mapped
     if mixes and getattr(node.module, "groups", 1) > 1:
         yield node, side, _in_every_group(node.module, side, tied)
+    if isinstance(node.module, nn.GroupNorm):
+        yield node, side, _in_the_same_group(node.module, tied)
 
 
 def _in_every_group(module: Any, side: str, tied: list[_Tied]) -> list[_Tied]:
@@ -149,6 +167,17 @@ def _in_every_group(module: Any, side: str, tied: list[_Tied]) -> list[_Tied]:
         for channel, element in tied
         for group in range(module.groups)
     ]
+
+
+def _in_the_same_group(module: nn.GroupNorm, tied: list[_Tied]) -> list[_Tied]:
+    """All channels that are normalised together: without one the others' statistics change."""
+    width = module.num_channels // module.num_groups
+    firsts = {one.idx // width: one.root_idx for one in reversed(tied)}
+    return [
+        _Tied(channel, element)
+        for group, element in firsts.items()
+        for channel in range(group * width, (group + 1) * width)
+    ] + [one for one in tied if firsts[one.idx // width] != one.root_idx]
 
 
 def _mixes_channels(node: Any) -> bool:

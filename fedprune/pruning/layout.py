@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.errors import LayoutMismatchError, PruningError
-from fedprune.pruning import verification
 from fedprune.pruning.costs import Costs
-from fedprune.pruning.members import Layer, Site, has_channels, is_selection, kind_of
-from fedprune.pruning.units import find_units
+from fedprune.pruning.members import Frozen, Layer, Site, has_channels, is_selection, kind_of
+from fedprune.pruning.units import Units, find_units, without_groups
+from fedprune.pruning.verification import inexact_groups
 
 _FORMAT = 1
 
@@ -60,6 +60,9 @@ class UnitLayout:
         groups: Units with the same producing layers.
         sites: Where the units' gates stand.
         other_params: Parameters outside `layers`, which no mask changes.
+        other_macs: Multiply-accumulates outside `layers`, which no mask changes.
+        frozen: Channels that stay whatever the mask says, and why; those of the model's input and
+            output are not named.
     """
 
     model_name: str
@@ -68,13 +71,17 @@ class UnitLayout:
     groups: tuple[UnitGroup, ...]
     sites: tuple[Site, ...]
     other_params: int
+    other_macs: int = 0
+    frozen: tuple[Frozen, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, example_input: Tensor) -> UnitLayout:
         """Find the units of a model and prove on random weights that they can be removed.
 
         The model is copied, never changed. Every unit is removed in one of two trials, once by
-        zeroing and once physically; the two models must agree.
+        zeroing and once physically; the two models must agree. Where they do not, the groups that
+        are to blame are frozen, as are channels that a layer cannot do without, such as those that
+        a layer norm averages over; `frozen` says why.
 
         Args:
             model: The model; it takes one tensor and returns one, [batch, classes].
@@ -82,24 +89,32 @@ class UnitLayout:
 
         Raises:
             ModelError: if the model does not run on the example.
-            PruningError: if the model has no units or they cannot be removed exactly; the
-                sentence names the layer or operation that stops it.
+            PruningError: if the model cannot be traced or no unit of it can be removed exactly;
+                the sentence names the layer or operation that stops it.
         """
         units = find_units(model, example_input)
-        members = sum(Costs.own_params(layer) for layer in units.layers)
+        if units.group_names:
+            found = cls._of_units(model, example_input, units)
+            units = without_groups(units, inexact_groups(model, found, example_input))
+        if not units.group_names:
+            raise PruningError(_refusal(type(model).__name__, units.frozen))
+        return cls._of_units(model, example_input, units)
+
+    @classmethod
+    def _of_units(cls, model: nn.Module, example_input: Tensor, units: Units) -> UnitLayout:
         selections = [module for module in model.modules() if is_selection(module)]
         free = {id(p) for module in selections for p in module.parameters()}
         total = sum(p.numel() for p in model.parameters() if id(p) not in free)
-        layout = cls(
+        return cls(
             model_name=type(model).__name__,
             input_shape=tuple(example_input.shape[1:]),
             layers=units.layers,
             groups=_groups(units.group_names, units.group_of),
             sites=units.sites,
-            other_params=total - members,
+            other_params=total - sum(Costs.own_params(layer) for layer in units.layers),
+            other_macs=units.macs - sum(Costs.own_macs(layer) for layer in units.layers),
+            frozen=units.frozen,
         )
-        verification.verify(model, layout, example_input)
-        return layout
 
     def __len__(self) -> int:
         """Number of units."""
@@ -114,7 +129,7 @@ class UnitLayout:
     @cached_property
     def costs(self) -> Costs:
         """The exact cost of every choice of units."""
-        return Costs(self.layers, len(self), self.other_params)
+        return Costs(self.layers, len(self), self.other_params, self.other_macs)
 
     def params(self, mask: Tensor) -> int:
         """Parameters of the model shrunk to a mask [num_units] bool."""
@@ -127,12 +142,12 @@ class UnitLayout:
     @property
     def total_params(self) -> int:
         """Parameters of the model, frozen selections left out."""
-        return self.params(torch.ones(len(self), dtype=torch.bool))
+        return self.costs.dense("params")
 
     @property
     def total_macs(self) -> int:
         """Multiply-accumulates of the model for one example."""
-        return self.macs(torch.ones(len(self), dtype=torch.bool))
+        return self.costs.dense("macs")
 
     @cached_property
     def unit_params(self) -> Tensor:
@@ -152,6 +167,8 @@ class UnitLayout:
 
     def describe(self) -> dict[str, Any]:
         """The layout as plain JSON values, for a run folder's layout.json."""
+        # Layouts without such operations keep the fingerprint they had before these were counted.
+        others = {"other_macs": self.other_macs} if self.other_macs else {}
         return {
             "format": _FORMAT,
             "num_units": len(self),
@@ -159,6 +176,7 @@ class UnitLayout:
             "groups": [[group.name, group.start, group.stop] for group in self.groups],
             "layers": [_describe(layer) for layer in self.layers],
             "other_params": self.other_params,
+            **others,
         }
 
     def checked(self, mask: Tensor) -> Tensor:
@@ -197,6 +215,13 @@ class UnitLayout:
                     f"{layer.name} has {found[0]} inputs and {found[1]} outputs where the layout "
                     f"has {wanted[0]} and {wanted[1]}"
                 )
+
+
+def _refusal(name: str, frozen: tuple[Frozen, ...]) -> str:
+    if not frozen:
+        return f"{name} has no unit to remove: every channel reaches its input or output"
+    rest = f" ({len(frozen) - 1} further groups of channels too)" if len(frozen) > 1 else ""
+    return f"{name} cannot be pruned exactly: {frozen[0].reason}{rest}"
 
 
 def _groups(names: tuple[str, ...], group_of: tuple[int, ...]) -> tuple[UnitGroup, ...]:

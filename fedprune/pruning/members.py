@@ -18,7 +18,7 @@ CONVOLUTIONS = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
 PARAMETRIC = (*CONVOLUTIONS, nn.Linear, *NORMS, nn.PReLU)
 
 DEPTHWISE_MARK = "is_depthwise"
@@ -92,8 +92,25 @@ class Layer:
             return module.in_features, module.out_features
         if isinstance(module, CONVOLUTIONS):
             return module.in_channels, module.out_channels
+        if isinstance(module, nn.GroupNorm):
+            return module.num_channels, module.num_channels
         width = module.num_parameters if isinstance(module, nn.PReLU) else module.num_features
         return int(width), int(width)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Channels that stay because they cannot be removed one by one without changing the rest.
+
+    Attributes:
+        name: The first layer that produces them.
+        channels: How many there are, tied ones counted once.
+        reason: What stops them, as the end of a sentence.
+    """
+
+    name: str
+    channels: int
+    reason: str
 
 
 @dataclass(frozen=True, eq=False)

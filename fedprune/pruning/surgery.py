@@ -43,7 +43,7 @@ def mask_model(model: nn.Module, layout: UnitLayout, mask: Tensor) -> nn.Module:
     keep = layout.checked(mask).numpy()
     with torch.no_grad():
         for layer in layout.layers:
-            silence = _SILENCERS[layer.kind]
+            silence = SILENCERS[layer.kind]
             silence(
                 modules[layer.name],
                 layer,
@@ -150,11 +150,25 @@ def _silence_norm(module: Any, layer: Layer, gone_in: Kept, gone_out: Kept) -> N
             parameter[torch.from_numpy(gone_out)] = 0
 
 
+def _remove_from_norm(module: Any, gone: list[int]) -> None:
+    """Remove channels of a norm; of a group norm only whole groups ever go together."""
+    if not isinstance(module, nn.GroupNorm):
+        tp.prune_batchnorm_out_channels(module, gone)
+        return
+    width = module.num_channels // module.num_groups
+    kept = torch.ones(module.num_channels, dtype=torch.bool)
+    kept[gone] = False
+    module.num_channels -= len(gone)
+    module.num_groups = module.num_channels // width
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        setattr(module, name, nn.Parameter(parameter.detach()[kept]))
+
+
 def _leave(module: Any, layer: Layer, gone_in: Kept, gone_out: Kept) -> None:
     """A slope has nothing to silence: zero stays zero."""
 
 
-_SILENCERS: dict[str, Callable[[Any, Layer, Kept, Kept], None]] = {
+SILENCERS: dict[str, Callable[[Any, Layer, Kept, Kept], None]] = {
     "conv": _silence_matrix,
     "depthwise": _silence_matrix,
     "linear": _silence_matrix,
@@ -168,7 +182,7 @@ _REMOVERS: dict[tuple[str, str], Callable[[Any, list[int]], Any]] = {
     ("depthwise", "out"): tp.prune_depthwise_conv_out_channels,
     ("linear", "in"): tp.prune_linear_in_channels,
     ("linear", "out"): tp.prune_linear_out_channels,
-    ("norm", "out"): tp.prune_batchnorm_out_channels,
+    ("norm", "out"): _remove_from_norm,
     ("prelu", "out"): tp.prune_prelu_out_channels,
 }
 

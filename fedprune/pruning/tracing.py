@@ -16,6 +16,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from fedprune.errors import ModelError, PruningError
+from fedprune.hardware.cost import counting_macs
 from fedprune.pruning.members import NORMS, has_channels
 
 
@@ -54,6 +55,7 @@ class Trace:
         leave: The node at the model's output.
         calls: How often each layer with channels was called, in forward order.
         positions: How often each of a layer's weights multiplies, for one example.
+        macs: Multiply-accumulates of the whole model for one example.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Trace:
     leave: Any
     calls: dict[nn.Module, int]
     positions: dict[nn.Module, int]
+    macs: int
 
 
 def trace(model: nn.Module, example_input: Tensor) -> Trace:
@@ -75,14 +78,22 @@ def trace(model: nn.Module, example_input: Tensor) -> Trace:
     name = type(model).__name__
     body = _traceable_copy(model)
     counter = _CallCounter(body)
-    output = run_once(body, example_input, name)
+    with counting_macs(body) as counted:
+        output = run_once(body, example_input, name)
     counter.close()
     framed = _Framed(body, example_input, output).eval()
     graph = _dependency_graph(framed, example_input, name)
     positions = {m: count // len(example_input) for m, count in counter.positions.items()}
     nodes = graph.module2node
     return Trace(
-        name, body, graph, nodes.get(framed.enter), nodes[framed.leave], counter.calls, positions
+        name,
+        body,
+        graph,
+        nodes.get(framed.enter),
+        nodes[framed.leave],
+        counter.calls,
+        positions,
+        macs=counted.macs // len(example_input),
     )
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedprune.errors import PruningError
 from fedprune.pruning.coupling import Coupling
 from fedprune.pruning.members import (
     CONVOLUTIONS,
     NORMS,
+    Frozen,
     Layer,
     Site,
     has_channels,
@@ -26,7 +27,7 @@ from fedprune.pruning.tracing import Trace, trace
 FIXED = -1  # stands for "no unit" wherever a channel's unit is given
 
 # What reads several channels at once, or holds them in an order that torch-pruning guesses.
-_REFUSED = (nn.Parameter, nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention, nn.LSTM, nn.Embedding)
+_INSEPARABLE = (nn.Parameter, nn.LayerNorm, nn.MultiheadAttention, nn.LSTM, nn.Embedding)
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,16 @@ class Units:
         sites: Where the units' gates stand.
         group_names: The first producing layer of each group.
         group_of: Each unit's group, [num_units].
+        frozen: What stays although it reaches neither the model's input nor its output.
+        macs: Multiply-accumulates of the whole model for one example.
     """
 
     layers: tuple[Layer, ...]
     sites: tuple[Site, ...]
     group_names: tuple[str, ...]
     group_of: tuple[int, ...]
+    frozen: tuple[Frozen, ...]
+    macs: int
 
 
 def find_units(model: nn.Module, example_input: Tensor) -> Units:
@@ -51,12 +56,11 @@ def find_units(model: nn.Module, example_input: Tensor) -> Units:
 
     Raises:
         ModelError: if the model does not run on the example or gives no single tensor.
-        PruningError: if torch-pruning cannot read the model or a unit cannot be removed exactly.
+        PruningError: if torch-pruning cannot read the model.
     """
     traced = trace(model, example_input)
-    _refuse_shared_weights(traced)
     coupling = Coupling(traced)
-    units = _number(traced, coupling)
+    units = _number(traced, coupling, _inseparable(traced, coupling))
     named = [(name, m) for name, m in traced.body.named_modules() if has_channels(m)]
     layers = [_layer(name, m, traced, coupling, units.number_of) for name, m in named]
     sites = [
@@ -64,7 +68,38 @@ def find_units(model: nn.Module, example_input: Tensor) -> Units:
         for layer, (_, module) in zip(layers, named, strict=True)
         for site in _sites(layer, module, traced, coupling)
     ]
-    return Units(tuple(layers), tuple(sites), units.group_names, units.group_of)
+    return Units(
+        tuple(layers),
+        tuple(sites),
+        units.group_names,
+        units.group_of,
+        units.frozen,
+        traced.macs,
+    )
+
+
+def without_groups(units: Units, reasons: Mapping[int, str]) -> Units:
+    """Freeze whole groups, by their number; the units that are left keep their order."""
+    group_of = np.array(units.group_of, dtype=np.int64)
+    stays = ~np.isin(group_of, list(reasons))
+    number = np.append(np.where(stays, np.cumsum(stays) - 1, FIXED), FIXED)  # the last one is FIXED
+    left = [place for place in range(len(units.group_names)) if place not in reasons]
+    frozen = [
+        Frozen(units.group_names[place], int((group_of == place).sum()), reason)
+        for place, reason in reasons.items()
+    ]
+    sites = [replace(site, units=number[site.units]) for site in units.sites]
+    return replace(
+        units,
+        layers=tuple(
+            replace(layer, in_units=number[layer.in_units], out_units=number[layer.out_units])
+            for layer in units.layers
+        ),
+        sites=tuple(site for site in sites if (site.units >= 0).any()),
+        group_names=tuple(units.group_names[place] for place in left),
+        group_of=tuple(left.index(place) for place in group_of[stays].tolist()),
+        frozen=(*units.frozen, *frozen),
+    )
 
 
 @dataclass(frozen=True)
@@ -72,11 +107,13 @@ class _Numbered:
     number_of: dict[int, int]  # from a class of tied channels to its unit
     group_names: tuple[str, ...]
     group_of: tuple[int, ...]
+    frozen: tuple[Frozen, ...]
 
 
-def _number(traced: Trace, coupling: Coupling) -> _Numbered:
+def _number(traced: Trace, coupling: Coupling, inseparable: dict[int, str]) -> _Numbered:
     """Number units by group, then channel; a group's units come from the same layers."""
     producers = [m for m in traced.calls if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
+    names = {id(module): name for name, module in traced.body.named_modules()}
     fixed = coupling.roots(traced.enter) | coupling.roots(traced.leave)
     first: dict[int, tuple[int, int]] = {}
     makers: dict[int, tuple[int, ...]] = {}
@@ -87,20 +124,24 @@ def _number(traced: Trace, coupling: Coupling) -> _Numbered:
             first.setdefault(root, (rank, channel))
             if makers.get(root, (FIXED,))[-1] != rank:
                 makers[root] = (*makers.get(root, ()), rank)
-    _refuse_inexact(traced, coupling, set(first))
-    if not first:
-        raise PruningError(
-            f"{traced.name} has no unit to remove: every channel reaches its input or output"
-        )
+    free = sorted((root for root in first if root not in inseparable), key=lambda root: first[root])
+    stopped = Counter(
+        (makers[root][0], inseparable[root])
+        for root in sorted(first, key=lambda root: first[root])
+        if root in inseparable
+    )
     groups: dict[tuple[int, ...], int] = {}
-    for root in sorted(first, key=lambda root: first[root]):
+    for root in free:
         groups.setdefault(makers[root], len(groups))
-    ordered = sorted(first, key=lambda root: (groups[makers[root]], first[root]))
-    names = {id(module): name for name, module in traced.body.named_modules()}
+    ordered = sorted(free, key=lambda root: (groups[makers[root]], first[root]))
     return _Numbered(
         number_of={root: unit for unit, root in enumerate(ordered)},
         group_names=_distinct([names[id(producers[ranks[0]])] for ranks in groups]),
         group_of=tuple(groups[makers[root]] for root in ordered),
+        frozen=tuple(
+            Frozen(names[id(producers[rank])], channels, reason)
+            for (rank, reason), channels in stopped.items()
+        ),
     )
 
 
@@ -110,17 +151,43 @@ def _distinct(names: list[str]) -> tuple[str, ...]:
     return tuple(f"{n}#{c + 1}" if c else n for n, c in zip(names, copies, strict=True))
 
 
-def _refuse_inexact(traced: Trace, coupling: Coupling, roots: set[int]) -> None:
-    for node in traced.graph.module2node.values():
-        module = node.module
-        # torch-pruning slices the weights of grouped transposed convolutions along a wrong axis.
-        transposed = isinstance(module, CONVOLUTIONS) and module.transposed and module.groups > 1
-        if (isinstance(module, _REFUSED) or transposed) and coupling.roots(node) & roots:
-            kind = "a parameter of its own" if isinstance(module, nn.Parameter) else repr(module)
-            raise PruningError(
-                f"{traced.name} cannot be pruned exactly: {_name_in(traced.body, module)} ({kind}) "
-                f"does not treat its channels one by one"
-            )
+def _inseparable(traced: Trace, coupling: Coupling) -> dict[int, str]:
+    """Classes of tied channels that cannot be removed one by one, and what stops each."""
+    reasons: dict[int, str] = {}
+    nodes = list(traced.graph.module2node.values())
+    # The plainest reason first: a channel may have several.
+    found = [(node, _reason_to_freeze(traced, node.module)) for node in nodes]
+    found += [(coupling.node(module), reason) for module, reason in _shared_weights(traced)]
+    found += [(node, _out_of_range(traced, coupling, node)) for node in nodes]
+    for node, reason in found:
+        if reason:
+            for root in coupling.roots(node):
+                reasons.setdefault(root, reason)
+    return coupling.stuck() | reasons
+
+
+def _reason_to_freeze(traced: Trace, module: Any) -> str:
+    # torch-pruning slices the weights of grouped transposed convolutions along a wrong axis.
+    transposed = isinstance(module, CONVOLUTIONS) and module.transposed and module.groups > 1
+    if not isinstance(module, _INSEPARABLE) and not transposed:
+        return ""
+    kind = (
+        "a parameter of its own"
+        if isinstance(module, nn.Parameter)
+        else repr(module).splitlines()[0]
+    )
+    return f"{_name_in(traced.body, module)} ({kind}) does not treat its channels one by one"
+
+
+def _out_of_range(traced: Trace, coupling: Coupling, node: Any) -> str:
+    if not has_channels(node.module):
+        return ""
+    for side, width in zip(("in", "out"), Layer.channels_of(node.module), strict=True):
+        for channel in coupling.channels(node, side):
+            if not 0 <= channel < width:
+                name = _name_in(traced.body, node.module)
+                return f"torch-pruning ties channel {channel} of {name}, which has {width}"
+    return ""
 
 
 def _name_in(body: nn.Module, part: Any) -> str:
@@ -128,16 +195,17 @@ def _name_in(body: nn.Module, part: Any) -> str:
     return next((name for name, candidate in named if candidate is part), "")
 
 
-def _refuse_shared_weights(traced: Trace) -> None:
-    owners: dict[int, str] = {}
+def _shared_weights(traced: Trace) -> Iterator[tuple[nn.Module, str]]:
+    owners: dict[int, tuple[str, nn.Module]] = {}
     for name, module in traced.body.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
-            owner = owners.setdefault(id(parameter), f"{name}.{key}")
+            owner, other = owners.setdefault(id(parameter), (f"{name}.{key}", module))
             if owner != f"{name}.{key}":
-                raise PruningError(
-                    f"{traced.name} shares one parameter between {owner} and {name}.{key}, so "
-                    f"their channels cannot be removed one by one"
+                reason = (
+                    f"it shares one parameter between {owner} and {name}.{key}, so their channels "
+                    f"cannot be removed one by one"
                 )
+                yield from ((module, reason), (other, reason))
 
 
 def _layer(
@@ -148,12 +216,8 @@ def _layer(
     def units(side: str, width: int) -> NDArray[np.int64]:
         owned = np.full(width, FIXED, dtype=np.int64)
         for channel, root in coupling.channels(node, side).items():
-            if not 0 <= channel < width:
-                raise PruningError(
-                    f"{traced.name} cannot be pruned: torch-pruning ties channel {channel} of "
-                    f"{name}, which has {width}"
-                )
-            owned[channel] = number_of.get(root, FIXED)
+            if root in number_of:
+                owned[channel] = number_of[root]
         return owned
 
     in_width, out_width = Layer.channels_of(module)

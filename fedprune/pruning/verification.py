@@ -1,7 +1,8 @@
 """Prove a layout on random weights: zeroing units and removing them must give the same outputs.
 
 torch-pruning takes every operation that it does not know for an elementwise one. Where that is
-wrong (a mean over channels, a shuffle with fixed sizes), the trial fails and the model is refused.
+wrong (a mean over channels, a shuffle with fixed sizes), the trial fails and the channels are
+frozen.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fedprune.errors import ModelError, PruningError
-from fedprune.pruning.members import has_channels, is_selection
+from fedprune.errors import ModelError
+from fedprune.pruning.members import CONVOLUTIONS, is_selection
 from fedprune.pruning.surgery import mask_model, shrink
 from fedprune.pruning.tracing import moving_operations, one_line
 
@@ -24,30 +25,62 @@ _LARGE = 20_000_000  # parameters above which a copy in double precision costs t
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
-def verify(model: nn.Module, layout: UnitLayout, example_input: Tensor) -> None:
-    """Remove every unit in one of two trials and compare.
+def inexact_groups(model: nn.Module, layout: UnitLayout, example_input: Tensor) -> dict[int, str]:
+    """Remove every unit in one of two trials, compare, and find the groups that are to blame.
+
+    Returns:
+        From the number of each group that cannot be removed exactly to the reason. Without these
+        groups the trials succeed.
 
     Raises:
         ModelError: if the model gives no finite output on the example.
-        PruningError: naming the first group that cannot be removed exactly.
     """
-    trial, example = _trial_model(model, example_input)
-    if all(_difference(trial, layout, example, mask) is None for mask in _halves(layout)):
-        return
-    for group in layout.groups:
-        for half in _halves(layout):
-            mask = torch.ones(len(layout), dtype=torch.bool)
-            mask[group.units] = half[group.units]
-            reason = _difference(trial, layout, example, mask)
-            if reason is not None:
-                raise PruningError(
-                    f"{layout.model_name} cannot be pruned exactly: removing channels of "
-                    f"{group.name} {reason}{moving_operations(trial, example)}"
-                )
-    raise PruningError(
-        f"{layout.model_name} cannot be pruned exactly: removing channels of several layers at "
-        f"once changes its outputs"
-    )
+    trials = _Trials(model, layout, example_input)
+    everything = list(range(len(layout.groups)))
+    if trials.failure(everything) is None:
+        return {}
+    reasons = {}
+    for number in everything:
+        reason = trials.failure([number])
+        if reason is not None:
+            reasons[number] = reason
+    return reasons | _inexact_together(trials, [n for n in everything if n not in reasons])
+
+
+def _inexact_together(trials: _Trials, groups: list[int]) -> dict[int, str]:
+    """Take groups away that fail only together with those before them, until no trial fails."""
+    reasons: dict[int, str] = {}
+    while (reason := trials.failure(groups)) is not None:
+        good, bad = 0, len(groups)  # so many of the first groups pass, so many fail
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            found = trials.failure(groups[:middle])
+            good, bad, reason = (middle, bad, reason) if found is None else (good, middle, found)
+        reasons[groups[bad - 1]] = f"{reason} together with channels of other layers"
+        groups = groups[: bad - 1] + groups[bad:]
+    return reasons
+
+
+class _Trials:
+    """A model with random weights whose groups can be removed in two halves."""
+
+    def __init__(self, model: nn.Module, layout: UnitLayout, example_input: Tensor) -> None:
+        self._model, self._example = _trial_model(model, example_input)
+        self._layout, self._halves = layout, _halves(layout)
+
+    def failure(self, groups: list[int]) -> str | None:
+        """Say what happens when units of some groups are removed; None if all is well."""
+        for half in self._halves:
+            mask = torch.ones(len(self._layout), dtype=torch.bool)
+            for number in groups:
+                units = self._layout.groups[number].units
+                mask[units] = half[units]
+            found = _difference(self._model, self._layout, self._example, mask)
+            if found is not None:
+                moving = moving_operations(self._model, self._example)
+                name = self._layout.groups[groups[-1]].name
+                return f"removing channels of {name} {found}{moving}"
+        return None
 
 
 def _halves(layout: UnitLayout) -> list[Tensor]:
@@ -74,7 +107,7 @@ def _trial_model(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, Te
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for module in drawn.modules():
-            if has_channels(module) and not is_selection(module):
+            if not is_selection(module):
                 _randomise(module, generator)
     for trial in (drawn, own):
         if example_input.is_floating_point() and _size(model) <= _LARGE:
@@ -99,10 +132,13 @@ def _size(model: nn.Module) -> int:
 
 
 def _randomise(module: nn.Module, generator: torch.Generator) -> None:
-    is_matrix = not hasattr(module, "running_mean") and not isinstance(module, nn.PReLU)
+    """Draw values of order 1, also where training starts at zero or next to it."""
+    matrix = isinstance(module, (*CONVOLUTIONS, nn.Linear))
     for name, parameter in module.named_parameters(recurse=False):
+        if not parameter.is_floating_point():
+            continue
         values = torch.randn(parameter.shape, generator=generator)
-        if name == "weight" and is_matrix:
+        if parameter.ndim > 1 or (name == "weight" and matrix):
             values *= (2 / max(values[0].numel(), 1)) ** 0.5
         elif name == "weight":
             values = 0.5 + torch.rand(parameter.shape, generator=generator)

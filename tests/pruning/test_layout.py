@@ -168,7 +168,6 @@ class Bare(nn.Module):
 
 
 REFUSED = {
-    "GroupNorm": Bare(lambda m, x: m.parts(x), nn.GroupNorm(2, 8)),
     "LayerNorm": Bare(lambda m, x: m.parts(x), nn.LayerNorm([8, 6, 6])),
     "scale": Bare(lambda m, x: x * m.scale),
     "softmax": Bare(lambda _, x: x.softmax(1)),

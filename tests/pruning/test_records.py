@@ -69,6 +69,18 @@ def test_removing_a_record_changes_no_bit_of_the_others(named: tuple) -> None:
         assert torch.equal(score_records(model, layout, rows.without(place)), found[rest])
 
 
+@pytest.mark.parametrize("criterion", ["linear_logits", "taylor_second", "fisher"])
+def test_what_is_drawn_for_a_record_does_not_depend_on_the_others(criterion: str) -> None:
+    model = models.load("mlp", num_classes=10, input_shape=(5,), seed=2)
+    layout, rows = UnitLayout.of(model, torch.zeros(1, 5)), records(RECORDS_PER_PASS + 2, (5,))
+    found = score_records(model, layout, rows, criterion)
+    assert (found >= 0).all()
+    for place in (0, RECORDS_PER_PASS):
+        rest = torch.arange(len(rows)) != place
+        without = score_records(model, layout, rows.without(place), criterion)
+        assert torch.equal(without, found[rest])
+
+
 @pytest.mark.parametrize("fault", ["nan", "infinite", "huge", "label", "negative label"])
 def test_a_record_that_breaks_the_pass_is_zero_and_leaves_the_others_alone(
     named: tuple, fault: str

@@ -11,7 +11,7 @@ from fedprune.pruning import SCHEDULES, keep_fractions
 
 
 @given(
-    schedule=st.sampled_from(["geometric", "cubic"]),
+    schedule=st.sampled_from(["geometric", "cubic", "continuous"]),
     steps=st.integers(1, 30),
     final=st.floats(0.01, 1.0),
 )
@@ -39,7 +39,13 @@ def test_cubic_follows_the_published_formula() -> None:
 
 def test_one_shot_is_one_step() -> None:
     assert keep_fractions("one-shot", 1, 0.5) == (0.5,)
-    assert set(SCHEDULES) == {"one-shot", "geometric", "cubic"}
+    assert set(SCHEDULES) == {"one-shot", "geometric", "cubic", "continuous"}
+
+
+def test_continuous_removes_the_same_number_at_every_step() -> None:
+    keep = (1.0, *keep_fractions("continuous", 7, 0.3))
+    gone = [earlier - later for earlier, later in itertools.pairwise(keep)]
+    assert gone == pytest.approx([0.1] * 7)
 
 
 def test_bad_input_is_one_sentence() -> None:

@@ -18,6 +18,7 @@ PRUNABLE = {
     "resnet18": 32, "resnet50": 32, "resnext50_32x4d": 32, "vgg11_bn": 32, "mobilenet_v2": 32,
     "mobilenet_v3_small": 32, "efficientnet_b0": 32, "densenet121": 32, "squeezenet1_1": 32,
     "mnasnet0_5": 32, "regnet_y_400mf": 32, "googlenet": 32, "alexnet": 64,
+    "convnext_tiny": 32,
 }  # fmt: skip
 
 
@@ -53,20 +54,12 @@ def test_a_shrunk_network_of_torchvision_equals_the_masked_one_and_costs_what_wa
     assert (cost.params, cost.macs) == (layout.params(mask), layout.macs(mask))
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("shufflenet_v2_x0_5", r"ShuffleNetV2 .*split/chunk, transpose move channels"),
-        ("convnext_tiny", r"ConvNeXt cannot be pruned exactly: .*LayerNorm"),
-        ("vit_b_32", r"VisionTransformer cannot be pruned exactly: .*LayerNorm"),
-        ("swin_t", r"SwinTransformer cannot be pruned exactly: torch-pruning sees 7\d\d,\d+ chann"),
-    ],
-)
-def test_what_cannot_be_pruned_exactly_is_refused_in_one_sentence(name: str, reason: str) -> None:
-    side = 64 if name == "swin_t" else 32
-    model = models.load(name, num_classes=5, input_shape=(3, side, side), seed=1)
-    with pytest.raises(PruningError, match=reason) as refused:
-        UnitLayout.of(model, torch.zeros(1, 3, side, side))
+def test_what_cannot_be_traced_is_refused_in_one_sentence() -> None:
+    model = models.load("shufflenet_v2_x0_5", num_classes=5, input_shape=(3, 32, 32), seed=1)
+    with pytest.raises(
+        PruningError, match=r"ShuffleNetV2 .*split/chunk, transpose move channels"
+    ) as refused:
+        UnitLayout.of(model, torch.zeros(1, 3, 32, 32))
     assert "\n" not in str(refused.value)
 
 
