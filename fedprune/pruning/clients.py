@@ -42,7 +42,7 @@ class Passes(Protocol):
         ...
 
     @property
-    def num_units(self) -> int:
+    def num_values(self) -> int:
         """Values of each example."""
         ...
 
@@ -51,7 +51,7 @@ class Passes(Protocol):
         ...
 
     def of(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Values [batch, num_units] of one batch."""
+        """Values [batch, num_values] of one batch."""
         ...
 
 
@@ -107,13 +107,13 @@ class Clients:
         return cls.of(inputs, labels, rows, None, None)
 
     def sum_rows(self, passes: Passes) -> Tensor:
-        """Sum values over each client's examples, [num_clients, num_units] float64.
+        """Sum values over each client's examples, [num_clients, num_values] float64.
 
         Batches are read in order in the calling thread and summed in order, so that the sums are
         the same however many threads there are.
         """
         device, examples = passes.device, len(self.source)
-        sums = torch.zeros(len(self.ids), passes.num_units, dtype=torch.float64, device=device)
+        sums = torch.zeros(len(self.ids), passes.num_values, dtype=torch.float64, device=device)
         rows = self.rows.to(device)
         size = self.batch_size or passes.batch_size(examples)
         spans = [(start, min(start + size, examples)) for start in range(0, examples, size)]
@@ -125,6 +125,11 @@ class Clients:
             if self.progress is not None:
                 self.progress(stop, examples)
         return sums
+
+    def mean_rows(self, passes: Passes) -> Tensor:
+        """Mean values over each client's examples, [num_clients, num_values] float64."""
+        sums = self.sum_rows(passes)
+        return sums.div_(self.counts().to(sums.device).unsqueeze(1))
 
     def counts(self) -> Tensor:
         """Number of each client's examples, [num_clients] int64."""

@@ -1,15 +1,20 @@
-"""Gradients of the loss with respect to units' gates, for every example, in one backward pass.
+"""Derivatives with respect to units' gates, for every example, one backward pass a direction.
 
 A gate z multiplies what a unit puts out and has the value 1, so ∂L/∂z is the sum over positions of
 y·∂L/∂y, where y is the output and ∂L/∂y is on its way through the backward pass anyway. No weight
 needs a gradient, which saves a third of an ordinary backward pass. A unit coupled over several
 layers has one gate, so its layers' sums are added up.
+
+The same holds for any function of the logits o, whose gradient is a direction d in their space:
+the backward pass from d gives d·∂o/∂z. One forward pass serves several directions.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +22,8 @@ from torch.nn import functional
 
 from fedprune.errors import ModelError
 from fedprune.hardware.parallel import Spares
+from fedprune.pruning.gate_hooks import FLOAT32_BYTES, attach_gates, find_overwritten
 from fedprune.pruning.layout import UnitLayout
-from fedprune.pruning.members import Site
 from fedprune.pruning.prepared import (
     choose_format,
     move,
@@ -32,7 +37,48 @@ from fedprune.pruning.prepared import (
 # A product of fewer rows than this takes another kernel, with other roundings; a pass is filled up
 # to as many, so that an example has the same bits in whichever pass it is.
 _LEAST_ROWS = 4
-_FLOAT32_BYTES = 4
+
+Draws: TypeAlias = Callable[[int], Tensor]
+Steps: TypeAlias = Generator[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is asked of every example: directions in the space of the logits, and what they say.
+
+    Attributes:
+        steps: Called with the logits [batch, classes], the labels [batch], and what gives so many
+            uniform numbers in [0, 1) for each example, [batch, count] float64. It yields
+            directions [batch, classes], is sent d·∂o/∂z [batch, num_units] for each, and returns
+            the values [batch, columns * num_units]. An example's values must rest on its own row
+            alone.
+        passes: How many directions it yields for so many classes.
+        columns: Values for each unit.
+    """
+
+    steps: Callable[[Tensor, Tensor, Draws], Steps]
+    passes: Callable[[int], int]
+    columns: int = 1
+
+
+def _one_pass(_classes: int) -> int:
+    return 1
+
+
+def loss_gradient(logits: Tensor, labels: Tensor) -> Tensor:
+    """Gradient of each example's cross-entropy with respect to its logits, [batch, classes]."""
+    leaf = logits.detach().requires_grad_()
+    with torch.enable_grad():
+        losses = functional.cross_entropy(leaf, labels, reduction="none")
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+    return gradient
+
+
+def _loss_steps(logits: Tensor, labels: Tensor, _draws: Draws) -> Steps:
+    return (yield loss_gradient(logits, labels))
+
+
+LOSS_GRADIENT = Probe(_loss_steps, _one_pass)
 
 
 class GateGradients:
@@ -71,6 +117,11 @@ class GateGradients:
         self._passes = Spares(self._new_pass)
 
     @property
+    def num_values(self) -> int:
+        """Columns of what `of` gives."""
+        return self.num_units
+
+    @property
     def workers(self) -> int:
         """Calls of `of` that may well run side by side, each in a thread of its own."""
         return workers_on(self.device)
@@ -96,21 +147,42 @@ class GateGradients:
             ModelError: if the model fails, a label is no class, or a loss or gradient is not
                 finite.
         """
+        return self.measure(inputs, labels, LOSS_GRADIENT, _no_draws)
+
+    def measure(self, inputs: Tensor, labels: Tensor, probe: Probe, draws: Draws) -> Tensor:
+        """Ask a probe's question about every example; `of` with another question.
+
+        Args:
+            inputs: [batch, ...].
+            labels: [batch] integers below the number of classes.
+            probe: The question.
+            draws: Gives so many uniform numbers for each example, [batch, count] float64.
+
+        Returns:
+            [batch, columns * num_units].
+
+        Raises:
+            ModelError: if the model fails, a label is no class, or a loss or value is not finite.
+        """
         rows = len(inputs)
         labels = _filled(labels) if labels.ndim == 1 and len(labels) == rows else labels
         inputs = _filled(inputs)
         inputs = move(inputs, self.device, self._dtype if inputs.is_floating_point() else None)
         self._look_at(inputs[:2])
+
+        def moved(count: int) -> Tensor:
+            return move(_filled(draws(count)), self.device)
+
         with self._passes.borrow() as held:
-            collected, losses = held.collect(inputs, labels, self.num_units)
-        return self._checked(collected, losses)[:rows]
+            values, losses = held.measure(inputs, labels, self.num_units, probe, moved)
+        return self._checked(values, losses)[:rows]
 
     def _look_at(self, inputs: Tensor) -> None:
         """With the first examples see how the model wants to be laid out and what it overwrites."""
         with self._looking:
             if self._format is None:
                 found = choose_format(self._prepared, inputs)
-                self._overwritten = _overwritten(
+                self._overwritten = find_overwritten(
                     share_parameters(self._prepared), self._layout, inputs
                 )
                 self._format = found
@@ -145,46 +217,48 @@ class _Pass:
         overwritten: list[bool],
     ) -> None:
         self._model, self._format = model, memory_format
-        self._gates = _attach_gates(model, layout)
+        self._gates = attach_gates(model, layout)
         for gate, copies in zip(self._gates, overwritten, strict=True):
             gate.overwritten = copies
 
-    def collect(self, inputs: Tensor, labels: Tensor, num_units: int) -> tuple[Tensor, Tensor]:
-        """Gate gradients [batch, num_units] and losses [batch], both float32."""
+    def measure(
+        self, inputs: Tensor, labels: Tensor, num_units: int, probe: Probe, draws: Draws
+    ) -> tuple[Tensor, Tensor]:
+        """The probe's values [batch, columns * num_units] and the losses [batch]."""
         device = inputs.device
-        collected = torch.zeros(len(inputs), num_units, device=device)
         anchor = torch.zeros((), requires_grad=True, device=device)
         for gate in self._gates:
-            gate.collect_into(collected, anchor)
+            gate.start_at(anchor)
         with torch.enable_grad():
             logits = self._model(inputs.contiguous(memory_format=self._format))
-            logits = logits.float() if logits.dtype.itemsize < _FLOAT32_BYTES else logits
-            check_labels(labels, len(inputs), logits.shape[1])
-            labels = move(labels, device).long()
-            losses = functional.cross_entropy(logits, labels, reduction="none")
-            losses.sum().backward()  # type: ignore[no-untyped-call]
-        return collected, losses.detach()
+            logits = logits.float() if logits.dtype.itemsize < FLOAT32_BYTES else logits
+        check_labels(labels, len(inputs), logits.shape[1])
+        labels = move(labels, device).long()
+        with torch.no_grad():
+            seen = logits.detach()
+            losses = functional.cross_entropy(seen, labels, reduction="none")
+            steps = probe.steps(seen, labels, draws)
+            passes = probe.passes(seen.shape[1])
+            return self._drive(steps, logits, passes, num_units), losses
+
+    def _drive(self, steps: Steps, logits: Tensor, passes: int, num_units: int) -> Tensor:
+        """Run a backward pass for every direction that the probe names."""
+        direction = next(steps)
+        for left in reversed(range(passes)):
+            collected = torch.zeros(len(logits), num_units, device=logits.device)
+            for gate in self._gates:
+                gate.collect_into(collected)
+            torch.autograd.backward(logits, direction.to(logits.dtype), retain_graph=left > 0)
+            try:
+                direction = steps.send(collected)
+            except StopIteration as end:
+                values: Tensor = end.value
+                return values
+        raise RuntimeError(f"a probe of {passes} passes asks for more")
 
 
-def _attach_gates(model: nn.Module, layout: UnitLayout) -> list[_Gate]:
-    gates = []
-    for site in layout.sites:
-        module = model.get_submodule(site.name)
-        gates.append(_Gate(site, module))
-        module.register_forward_hook(gates[-1])
-    return gates
-
-
-def _overwritten(model: nn.Module, layout: UnitLayout, inputs: Tensor) -> list[bool]:
-    """See at which sites the model overwrites what the gate saw; it must be copied before."""
-    gates = _attach_gates(model, layout)
-    for gate in gates:
-        gate.watch()
-    with torch.no_grad():
-        model(inputs)
-    for gate in gates:
-        gate.conclude()
-    return [gate.overwritten for gate in gates]
+def _no_draws(count: int) -> Tensor:
+    raise RuntimeError(f"nothing draws here, got a wish for {count} numbers")
 
 
 def _filled(rows: Tensor) -> Tensor:
@@ -212,68 +286,3 @@ def check_labels(labels: Tensor, examples: int, classes: int) -> None:
             f"labels must be in [0, {classes}), the classes of the model, got "
             f"{int(labels[outside][0])}"
         )
-
-
-class _Gate:
-    """Forward hook at one site: the identity, which collects y·∂L/∂y on the way back."""
-
-    def __init__(self, site: Site, module: nn.Module) -> None:
-        owned = site.units >= 0
-        self.name = site.name
-        self.units = torch.from_numpy(site.units[owned])
-        self.channels = None if owned.all() else torch.from_numpy(owned)
-        self.channel_last = isinstance(module, nn.Linear)
-        self.overwritten = False
-        self._watched: list[Tensor] | None = None
-        self._collected = torch.zeros(0)
-        self._anchor = torch.zeros(0)
-
-    def watch(self) -> None:
-        self._watched = []
-
-    def conclude(self) -> None:
-        self.overwritten = any(output._version > 0 for output in self._watched or [])
-        self._watched = None
-
-    def collect_into(self, collected: Tensor, anchor: Tensor) -> None:
-        self._collected, self._anchor = collected, anchor
-
-    def __call__(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        if self._watched is not None:
-            self._watched.append(output.clone())
-            return self._watched[-1]
-        gated: Tensor = _Collect.apply(output, self._anchor, self)
-        return gated
-
-    def collect(self, products: Tensor) -> None:
-        """Add Σ over positions of y·∂L/∂y, [batch, channels, ...], to the units' columns."""
-        if len(products) != len(self._collected):
-            raise ModelError(
-                f"{self.name} does not keep examples apart: it puts out {len(products)} rows for "
-                f"{len(self._collected)} examples"
-            )
-        if self.channel_last:
-            sums = products.flatten(1, -2).sum(1) if products.ndim > 2 else products
-        else:
-            sums = products.flatten(2).sum(2) if products.ndim > 2 else products
-        owned = sums if self.channels is None else sums[:, self.channels]
-        self._collected.index_add_(1, self.units.to(sums.device), owned.to(self._collected.dtype))
-
-
-class _Collect(torch.autograd.Function):
-    """The identity, with a look at the gradient that passes."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, anchor: Tensor, gate: _Gate) -> Tensor:  # noqa: ARG004
-        # The anchor needs a gradient, so that the first gate starts the graph.
-        ctx.save_for_backward(output)
-        ctx.gate = gate
-        return output.clone() if gate.overwritten else output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
-        (output,) = ctx.saved_tensors
-        gradient = gradients[0]
-        reduced = gradient.dtype.itemsize < _FLOAT32_BYTES
-        ctx.gate.collect(gradient.float().mul_(output) if reduced else gradient * output)
-        return (gradient if ctx.needs_input_grad[0] else None), None, None

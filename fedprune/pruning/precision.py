@@ -78,7 +78,8 @@ def check_precision(
         least_kept: Below this share float32 is used instead.
 
     Raises:
-        PruningError: if the precision or criterion is unknown or an argument is out of range.
+        PruningError: if the precision or criterion is unknown, the criterion knows no such
+            precision, or an argument is out of range.
         ModelError: if the model cannot be scored in float32.
     """
     check_precision_name(precision)

@@ -13,7 +13,9 @@ def keep_fractions(schedule: str, steps: int, final: float) -> tuple[float, ...]
     Args:
         schedule: `one-shot`; `geometric`: each step keeps the same share of what is left
             (Molchanov et al. 2019; iterative magnitude pruning); `cubic`: sparsity grows as
-            1 - (1 - t/n)³, fast at first (Zhu & Gupta 2017, equation 1).
+            1 - (1 - t/n)³, fast at first (Zhu & Gupta 2017, equation 1); `continuous`: every one
+            of many small steps removes the same number of units (Molchanov et al. 2019's
+            published code; `ContinuousPlan` says at which minibatch).
         steps: Number of steps, 1 for `one-shot`.
         final: Keep fraction after the last step, in (0, 1].
 
@@ -39,6 +41,10 @@ def _cubic(time: float, final: float) -> float:
     return 1 - (1 - final) * (1 - (1 - time) ** 3)
 
 
+def _continuous(time: float, final: float) -> float:
+    return 1 - (1 - final) * time
+
+
 def _one_shot(time: float, final: float) -> float:  # noqa: ARG001
     return final
 
@@ -47,4 +53,5 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "one-shot": _one_shot,
     "geometric": _geometric,
     "cubic": _cubic,
+    "continuous": _continuous,
 }

@@ -27,14 +27,16 @@ def score(
         batches: Minibatches (inputs [batch, ...], labels [batch]); the score is their mean.
             Criteria that see no data ignore them.
         criterion: A key of `CRITERIA`.
-        seed: For `random`, which needs one.
+        seed: For `random`, which needs one, and for criteria that draw for each example: None is
+            a stream of its own to them.
 
     Returns:
         [num_units] float32.
 
     Raises:
         LayoutMismatchError: if the model's layers are not the layout's.
-        PruningError: if the criterion is unknown or there is no minibatch.
+        PruningError: if the criterion is unknown, does not suit the network, or there is no
+            minibatch.
         ModelError: if a label is no class, or a loss or score is not finite.
     """
     scores = _find(criterion).of_batches(Question(model, layout, seed), batches)
@@ -70,21 +72,28 @@ def score_clients(
         criterion: A key of `CRITERIA`.
         batch_size: Examples in one pass, None for what the model runs fast with; it changes speed
             and memory, scores only by rounding.
-        seed: For `random`, which needs one.
+        seed: As of `score`.
         progress: Called with the examples done and their number after each pass.
         precision: "float32", or "bfloat16" for faster passes whose scores are right to about two
-            digits; `check_precision` says whether the votes' mask stands that.
+            digits; `check_precision` says whether the votes' mask stands that. Criteria that need
+            no pass do not mind.
 
     Returns:
         [num_clients, num_units] float32; row i belongs to the i-th smallest client id.
 
     Raises:
         LayoutMismatchError: if the model's layers are not the layout's.
-        PruningError: if the criterion or precision is unknown or lengths do not fit.
+        PruningError: if the criterion or precision is unknown, the criterion knows no such
+            precision, or lengths do not fit.
         ModelError: if a label is no class, or a loss or score is not finite.
     """
     found = _find(criterion)
     check_precision_name(precision)
+    if found.precisions is not None and precision not in found.precisions:
+        raise PruningError(
+            f"precision must be one of {', '.join(found.precisions)} with criterion {criterion}, "
+            f"got {precision!r}"
+        )
     clients = Clients.of(inputs, labels, client_ids, batch_size, progress)
     question = Question(model, layout, seed, precision)
     return _finite(found.of_clients(question, clients), criterion, layout)

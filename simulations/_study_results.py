@@ -1,0 +1,120 @@
+"""How the small studies tell their results; `_study` hands these names on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from scipy.stats import t as student
+
+from fedprune import __version__
+
+
+def spread(values: Sequence[float]) -> dict[str, float | int]:
+    """Mean of repetitions with a 95 % interval (Student's t); a single one has no interval."""
+    found = np.asarray(values, dtype=np.float64)
+    mean, count = float(found.mean()), len(found)
+    if count < 2:
+        return {"mean": mean, "low": math.nan, "high": math.nan, "repeats": count}
+    half = float(student.isf(0.025, count - 1) * found.std(ddof=1) / math.sqrt(count))
+    return {"mean": mean, "low": mean - half, "high": mean + half, "repeats": count}
+
+
+def machine() -> dict[str, Any]:
+    """What the study ran on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the study ran with."""
+    return {
+        "fedprune": __version__, "torch": str(torch.__version__), "numpy": np.__version__,
+        "scipy": scipy.__version__, "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def finish(
+    doc: str | None,
+    arguments: argparse.Namespace,
+    setting: Any,
+    begun: float,
+    found: dict[str, Any],
+    draw: Callable[[dict[str, Any], Path], None],
+) -> dict[str, Any]:
+    """Complete the results, write them as JSON, and draw the picture beside.
+
+    Args:
+        doc: the study's docstring; its first line is the question.
+        arguments: of the command line.
+        setting: the frozen dataclass of sizes.
+        begun: `time.perf_counter()` at the beginning.
+        found: what the study found; its keys are kept as they are.
+        draw: writes the picture.
+    """
+    result = {
+        "question": (doc or "").strip().splitlines()[0],
+        "command": " ".join(["python", _shown(sys.argv[0]), *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "seed": arguments.seed,
+        "config": {"small": arguments.small} | asdict(setting) | _named(arguments),
+        "versions": versions(),
+        "machine": machine(),
+        **found,
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(_plain(result), indent=1) + "\n", encoding="utf-8")
+    draw(result, arguments.out.with_suffix(".png"))
+    return result
+
+
+def _shown(script: str) -> str:
+    path = Path(script)
+    return f"{path.parent.name}/{path.name}" if path.parent.name else path.name
+
+
+def _named(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("dataset", "model", "weights", "rows", "test_rows")
+    shown = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    if "weights" in shown:
+        shown["weights"] = Path(shown["weights"]).name
+    return shown
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no NaN: what cannot be told is null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def interval(row: dict[str, Any], digits: int = 3) -> str:
+    """A mean and its interval as text."""
+    if math.isnan(row["low"]):
+        return f"{row['mean']:.{digits}f}"
+    return f"{row['mean']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
