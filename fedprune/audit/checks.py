@@ -171,7 +171,9 @@ def check_model(evidence: Evidence) -> Iterator[Finding]:
         _, architecture = evidence.folder.load_pruned()
         mask = torch.ones(len(architecture.dense_layout), dtype=torch.bool)
         for step in range(1, evidence.config.prune.steps + 1):
-            mask = pruning.compose_masks(mask, votes[f"step{step}.mask"].bool())
+            step_mask = votes[f"step{step}.mask"].bool()
+            whole = evidence.config.prune.regrow  # then every step speaks about all units
+            mask = step_mask if whole else pruning.compose_masks(mask, step_mask)
         if not torch.equal(mask, architecture.mask):
             return "the units that the model kept are not those of votes.safetensors"
         return None

@@ -30,6 +30,16 @@ def check_together(config: Config, source: str) -> None:
             f"prune.steps must be 1 with prune.schedule = 'one-shot', got {config.prune.steps} "
             f"({source})"
         )
+    rewind = config.prune.rewind
+    if rewind is not None and rewind > config.train.rounds:
+        raise ConfigError(
+            f"prune.rewind must be at most train.rounds = {config.train.rounds}, got {rewind} "
+            f"({source})"
+        )
+    if config.prune.regrow and config.prune.steps == 1:
+        raise ConfigError(
+            f"prune.steps must be at least 2 with prune.regrow = true, got 1 ({source})"
+        )
     asked = config.prune.steps * config.privacy.phases
     if asked > config.data.clients:
         raise ConfigError(
@@ -49,11 +59,7 @@ def check_together(config: Config, source: str) -> None:
             f"train.noise_multiplier must be 0 or in [{LEAST_NOISE_MULTIPLIER:g}, "
             f"{LARGEST_NOISE_MULTIPLIER:g}], got {noise!r} ({source})"
         )
-    if config.privacy.trust == "record" and config.prune.criterion == "random":
-        raise ConfigError(
-            "prune.criterion must be one that looks at the rows with privacy.trust = 'record', "
-            f"got 'random' ({source})"
-        )
+    _check_criterion(config, source)
     _check_availability(config, source)
 
 
@@ -88,6 +94,25 @@ def _check_trust(privacy: PrivacyConfig, cohort: int, source: str) -> None:
         raise ConfigError(
             f"privacy.min_reports must be at most the {cohort} clients that are asked at once, got "
             f"{privacy.min_reports} ({source})"
+        )
+
+
+_WITHOUT_RECORDS = ("random", "linear_logits_signed")  # no bounded sum of records has them
+_FLOAT32_ONLY = ("taylor_weights", "oracle")
+
+
+def _check_criterion(config: Config, source: str) -> None:
+    """Refuse a criterion that records cannot be summed by, or a precision that it does not have."""
+    criterion = config.prune.criterion
+    if config.privacy.trust == "record" and criterion in _WITHOUT_RECORDS:
+        raise ConfigError(
+            "prune.criterion must be one that looks at the rows and is never negative with "
+            f"privacy.trust = 'record', got {criterion!r} ({source})"
+        )
+    if config.engine.precision != "float32" and criterion in _FLOAT32_ONLY:
+        raise ConfigError(
+            f"engine.precision must be 'float32' with prune.criterion = {criterion!r}, got "
+            f"{config.engine.precision!r} ({source})"
         )
 
 

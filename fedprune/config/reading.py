@@ -12,7 +12,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedprune.config.checks import check_together
-from fedprune.config.tables import KEEP_KEYS, Config, Scalar
+from fedprune.config.tables import KEEP_KEYS, UNSET_KEYS, Config, Scalar
 from fedprune.config.wording import sentence
 from fedprune.errors import ConfigError
 
@@ -71,7 +71,7 @@ def from_flat(flat: Mapping[str, Scalar], source: str = "Flower's run-config") -
     if not any(flat.get(f"prune.{key}", "") != "" for key in KEEP_KEYS):
         tables = {"prune": _defaults()["prune"]}
     for dotted, value in flat.items():
-        if value == "" and dotted.rpartition(".")[2] in KEEP_KEYS:
+        if value == "" and dotted.rpartition(".")[2] in UNSET_KEYS:
             continue
         tables = _merge(tables, _nest(dotted, value))
     return parse(tables, source)

@@ -24,6 +24,7 @@ Switch = Annotated[bool, Field(description="true or false")]
 
 LEAST_NOISE_MULTIPLIER, LARGEST_NOISE_MULTIPLIER = 2.0**-6, 2.0**16  # what DP-SGD's grid holds
 KEEP_KEYS = ("keep_units", "keep_macs", "keep_params")
+UNSET_KEYS = (*KEEP_KEYS, "rewind")  # "" leaves them unset where there is no null
 
 
 class _Table(BaseModel):
@@ -50,15 +51,45 @@ class ModelConfig(_Table):
 
 
 class PruneConfig(_Table):
-    """What is scored, how much stays and in how many steps."""
+    """What is scored, how much stays and in how many steps.
 
-    criterion: Literal["random", "magnitude_l1", "magnitude_l2", "taylor"] = "taylor"
+    Units compete with all others (`scope` global), with those of their own layer, or with those of
+    layers of the same structure (isomorphic; Fang et al. 2024). Every layer keeps `floor` units at
+    least, and a multiple of `round_to`.
+    `rewind` is the round of dense training to whose weights the kept units go back after every
+    step (Frankle et al. 2020); 0 is where the weights start, unset leaves them as they are. With
+    `regrow` clients speak about removed units too from the second step on, and those come back
+    whose votes are higher than a kept unit's beyond their noise.
+    """
+
+    criterion: Literal[
+        "random",
+        "magnitude_l1",
+        "magnitude_l2",
+        "bn_scale",
+        "taylor",
+        "taylor_separate",
+        "taylor_weights",
+        "taylor_second",
+        "taylor_second_full",
+        "fisher",
+        "linear_logits",
+        "linear_logits_signed",
+        "linear_logits_rest",
+        "linear_logits_projected",
+        "linear_logits_all",
+        "oracle",
+    ] = "taylor"
     keep_units: Fraction01 | None = None
     keep_macs: Fraction01 | None = None
     keep_params: Fraction01 | None = None
     floor: PositiveCount = 1
-    schedule: Literal["one-shot", "geometric", "cubic"] = "one-shot"
+    scope: Literal["global", "layer", "isomorphic"] = "global"
+    round_to: PositiveCount = 1
+    schedule: Literal["one-shot", "geometric", "cubic", "continuous"] = "one-shot"
     steps: PositiveCount = 1
+    rewind: Count | None = None
+    regrow: Switch = False
 
     @property
     def budget(self) -> tuple[str, float]:
@@ -98,7 +129,8 @@ class TrainConfig(_Table):
 
     `private` says which of them use DP-SGD at record level: a target of (`dp_epsilon`, `dp_delta`)
     for a client that takes part in all of them, or a `noise_multiplier` of its own (0: from the
-    target). Each step samples every record with probability `sample_rate`.
+    target). Each step samples every record with probability `sample_rate`. Over a series of rounds
+    the learning rate follows `decay`, which starts anew after every step of pruning.
     """
 
     rounds: Count = 40
@@ -108,6 +140,7 @@ class TrainConfig(_Table):
     batch_size: PositiveCount = 8
     learning_rate: Positive = 0.2
     fine_tune_learning_rate: Positive = 0.1
+    decay: Literal["constant", "cosine", "linear", "step"] = "cosine"
     momentum: Momentum = 0.9
     weight_decay: NonNegative = 0.0
     private: Literal["off", "fine-tune", "all"] = "off"

@@ -62,6 +62,11 @@ def check_scorable(station: Station, question: Question, criterion: str = "taylo
     """
     if station.simulated:  # its errors may be said, and its weights are the run's own
         return
+    if criterion == "oracle":
+        raise FederationError(
+            "a deployed client refuses the criterion 'oracle', which takes a pass for every unit; "
+            "nothing was spent"
+        )
     schema = station.dataset.schema
     inputs = torch.randn(2, *schema.input_shape, generator=torch.Generator().manual_seed(0))
     try:

@@ -8,6 +8,7 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
+from fedprune import pruning
 from fedprune.config import Config, Scalar
 from fedprune.federated.answers import Answers
 from fedprune.federated.experiment import Experiment, Held, JsonDict
@@ -29,6 +30,7 @@ def train_rounds(
     rounds: int,
     learning_rate: float,
     counterfactual: bool = False,
+    keep: int | None = None,
 ) -> Held:
     """Run rounds of federated averaging from a model; keep only the last one's checkpoint.
 
@@ -43,12 +45,13 @@ def train_rounds(
         prefix: names the path of pruning in phase names; "" for the private one.
         stage: names the series of rounds.
         rounds: how many.
-        learning_rate: of the clients' gradient descent; it falls to zero along a half cosine.
+        learning_rate: of the clients' gradient descent; it changes as `train.decay` says.
         counterfactual: whether the path exists in simulation only.
+        keep: a round whose checkpoint stays too.
     """
     again = None if counterfactual else _again(experiment, start)
     series = None
-    if not is_private_round(experiment.config, f"{stage}-1"):
+    if keep is None and not is_private_round(experiment.config, f"{stage}-1"):
         series = training_series(experiment, start, prefix, stage, rounds, learning_rate)
     take_over(experiment, series, again)
     held = start
@@ -56,7 +59,8 @@ def train_rounds(
     for number in experiment.reporter.track(numbers, f"{prefix}{stage}", rounds):
         before = held
         round_name = f"{stage}-{number}"
-        rate = learning_rate * _half_cosine(number - 1, rounds)
+        decay = experiment.config.train.decay
+        rate = pruning.learning_rate(decay, number - 1, rounds, learning_rate)
 
         def action(
             model: Held = before, name: str = round_name, step: float = rate
@@ -64,7 +68,7 @@ def train_rounds(
             return _round(experiment, model, name, step, counterfactual)
 
         held, _ = experiment.model_phase(f"{prefix}{round_name}", action)
-        if before is not start:
+        if before is not start and number - 1 != keep:
             before.discard()
     leave(experiment, series)
     return held
@@ -84,10 +88,6 @@ def _again(experiment: Experiment, start: Held) -> Callable[[str, str], None]:
 def _nothing(client: int, answer: RecordDict) -> None:
     """Read an answer that says nothing."""
     del client, answer
-
-
-def _half_cosine(step: int, steps: int) -> float:
-    return float(0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps))))
 
 
 def _round(

@@ -66,4 +66,6 @@ def _earlier(experiment: Experiment, step: Step) -> Vector | None:
         return None
     votes = experiment.folder.read_tensors("votes.safetensors")
     prefix = f"step{step.number - 1}."
+    if experiment.config.prune.regrow:  # the same units are asked about again
+        return np.asarray(votes[f"{prefix}posterior"].numpy())
     return np.asarray(votes[f"{prefix}posterior"][votes[f"{prefix}mask"].bool()].numpy())

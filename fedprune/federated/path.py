@@ -16,12 +16,13 @@ from fedprune import pruning
 from fedprune.errors import PruningError
 from fedprune.federated.averaging import train_rounds
 from fedprune.federated.evaluation import accuracy_of
-from fedprune.federated.experiment import Experiment, Held, JsonDict
+from fedprune.federated.experiment import Experiment, Held, JsonDict, file_name
+from fedprune.federated.regrowing import Asked, asked_about, exchange
 from fedprune.federated.scoring_precision import precision_of
 from fedprune.federated.steps import Step, schedule
 from fedprune.federated.voting import Ranker, Ranking
 from fedprune.pruning import UnitLayout
-from fedprune.runs import Architecture, weights_vector
+from fedprune.runs import Architecture, select_units, weights_vector
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,19 @@ def _prune(
     prefix: str,
     counterfactual: bool,
 ) -> Held:
+    config = experiment.config
+    about = asked_about(experiment, held, dense, step, prefix)
+
     def action() -> tuple[Architecture, Tensor, JsonDict]:
-        layout = held.layout()
+        layout = about.held.layout()
         budget = relative_budget(experiment, dense.layout(), layout, fraction)
         keep = client_fraction(layout, budget)
-        precision = precision_of(experiment, held, keep)
+        precision = precision_of(experiment, about.held, keep)
         asked = replace(step, keep_units=keep, precision=precision.used)
-        ranking = rank(experiment, held, asked, counterfactual)
-        mask = choose(experiment, ranking.score, layout, budget)
-        result = _describe(experiment, held, ranking, layout, budget, mask)
+        ranking = rank(experiment, about.held, asked, counterfactual)
+        mask = choose(experiment, ranking.score, layout, budget, about.kept)
+        mask, returned = exchange(experiment, about, ranking, layout, mask)
+        result = _describe(experiment, about, ranking, layout, budget, mask) | returned
         if ranking.answers is not None:
             result |= {"asked": len(step.clients), "reports": ranking.answers}
             if precision.sentence:
@@ -87,7 +92,9 @@ def _prune(
             result |= ranking.collected.facts
         if not counterfactual:
             _save_votes(experiment, step.number, ranking, mask)
-        return (*_shrunk(held, layout, mask), result)
+        if config.prune.rewind is not None:
+            result["rewound_to"] = config.prune.rewind
+        return (*_shrunk(about.held, layout, mask, rewound(experiment)), result)
 
     name = f"{prefix}vote-{step.number}"
     say = "" if counterfactual else f"step {step.number}: kept {{units}} of {{of}} units"
@@ -120,42 +127,55 @@ def client_fraction(layout: UnitLayout, budget: Mapping[str, float]) -> float:
 
 
 def choose(
-    experiment: Experiment, ranking: np.ndarray, layout: UnitLayout, budget: Mapping[str, float]
+    experiment: Experiment,
+    ranking: np.ndarray,
+    layout: UnitLayout,
+    budget: Mapping[str, float],
+    kept: Tensor | None = None,
 ) -> Tensor:
-    """Select units by a ranking under the configured budget and floor."""
-    return pruning.select(
-        torch.from_numpy(np.array(ranking, dtype=np.float64)),
-        layout,
-        keep_units=budget.get("keep_units"),
-        keep_macs=budget.get("keep_macs"),
-        keep_params=budget.get("keep_params"),
-        floor=experiment.config.prune.floor,
-    )
+    """Select units, only `kept` ones if given, as configured."""
+    scores = torch.from_numpy(np.array(ranking, dtype=np.float64))
+    scores = scores if kept is None else pruning.removed_last(scores, kept)
+    return select_units(experiment.config, scores, layout, budget)
 
 
-def _shrunk(held: Held, layout: UnitLayout, mask: Tensor) -> tuple[Architecture, Tensor]:
-    small = pruning.shrink(held.model(), layout, mask)
+def rewound(experiment: Experiment) -> Held | None:
+    """The dense model whose weights the kept units go back to, if they do."""
+    rewind = experiment.config.prune.rewind
+    if rewind is None:
+        return None
+    return Held(experiment.folder, file_name(f"train-{rewind}" if rewind else "start"))
+
+
+def _shrunk(
+    held: Held, layout: UnitLayout, mask: Tensor, reference: Held | None
+) -> tuple[Architecture, Tensor]:
     kept = pruning.compose_masks(held.architecture.mask, mask)
+    if reference is None:
+        small = pruning.shrink(held.model(), layout, mask)
+    else:
+        small = pruning.shrink(reference.model(), reference.layout(), kept)
     return held.architecture.with_mask(kept), weights_vector(small)
 
 
 def _describe(
     experiment: Experiment,
-    held: Held,
+    about: Asked,
     ranking: Ranking,
     layout: UnitLayout,
     budget: Mapping[str, float],
     mask: Tensor,
 ) -> JsonDict:
+    outer = about.held.architecture.mask
     result: JsonDict = {
         "units": int(mask.sum()),
         "of": len(layout),
         "budget": dict(budget),
-        "mask": bits(pruning.compose_masks(held.architecture.mask, mask)),
+        "mask": bits(pruning.compose_masks(outer, mask)),
     }
     if ranking.prior_free is not None:
-        free = choose(experiment, ranking.prior_free, layout, budget)
-        result["mask_without_prior"] = bits(pruning.compose_masks(held.architecture.mask, free))
+        free = choose(experiment, ranking.prior_free, layout, budget, about.kept)
+        result["mask_without_prior"] = bits(pruning.compose_masks(outer, free))
     if ranking.variance is not None:
         result["variance_per_vote"] = float(ranking.variance.mean())
     return result

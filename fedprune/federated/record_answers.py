@@ -83,10 +83,15 @@ def _mechanism(question: Question) -> RecordScores:
     """Make the mechanism that was asked for; its parameters are checked, never trusted."""
     check_layout(question)
     _, layout = question.architecture.build()
-    if question.text("criterion") not in pruning.CRITERIA:
+    asked = question.text("criterion")
+    fitting = [
+        name
+        for name, criterion in pruning.CRITERIA.items()
+        if not (criterion.is_signed or criterion.needs_seed)
+    ]
+    if asked not in fitting:
         raise FederationError(
-            f"the server asks for criterion {question.text('criterion')!r}; known are "
-            f"{', '.join(pruning.CRITERIA)}"
+            f"the server asks for records' scores by {asked!r}; known are {', '.join(fitting)}"
         )
     return RecordScores(question.number("epsilon"), question.number("delta"), len(layout))
 

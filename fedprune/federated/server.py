@@ -204,6 +204,7 @@ def dense_model(experiment: Experiment) -> Held:
         stage="train",
         rounds=config.train.rounds,
         learning_rate=config.train.learning_rate,
+        keep=config.prune.rewind,
     )
     accuracy = accuracy_of(experiment, trained, trained, "evaluate-dense")
     if accuracy is not None:

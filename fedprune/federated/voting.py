@@ -69,7 +69,7 @@ def private_votes(experiment: Experiment, held: Held, step: Step, counterfactual
 def clean_votes(experiment: Experiment, held: Held, step: Step, counterfactual: bool) -> Ranking:
     """The share of clients that keep each unit, without any noise (simulation only)."""
     votes, _, count = _plain_answers(experiment, held, step, counterfactual)
-    return Ranking(votes, answers=count)
+    return Ranking(votes, votes, answers=count)
 
 
 def pooled_scores(experiment: Experiment, held: Held, step: Step, counterfactual: bool) -> Ranking:

@@ -54,6 +54,7 @@ from fedprune.runs.recompute import (
     seal,
 )
 from fedprune.runs.seeds import compare_over_seeds
+from fedprune.runs.selecting import select_units
 from fedprune.runs.spending import LEDGER, LedgerTotals, ledger_totals, privacy_figures
 
 __all__ = [
@@ -107,6 +108,7 @@ __all__ = [
     "run_title",
     "seal",
     "seconds_by_phase",
+    "select_units",
     "step_phases",
     "tables_wanted",
     "traffic",

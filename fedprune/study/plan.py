@@ -152,10 +152,8 @@ def _check_budget(config: Config, layout: UnitLayout) -> None:
             f"prune.keep_units = {final:g} keeps {int(final * len(layout) + 1e-9)} of "
             f"{len(layout)} units, but prune.floor = {config.prune.floor} needs {floors}"
         )
-    if name != "keep_units":
-        scores = torch.zeros(len(layout))
-        keep = {"keep_macs": config.prune.keep_macs, "keep_params": config.prune.keep_params}
-        pruning.select(scores, layout, floor=config.prune.floor, **keep)
+    if name != "keep_units" or config.prune.round_to > 1:
+        runs.select_units(config, torch.zeros(len(layout)), layout, {name: final})
 
 
 def _first_keep(config: Config, layout: UnitLayout) -> float:
