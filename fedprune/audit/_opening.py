@@ -47,10 +47,20 @@ def availability_sentence(summary: Json) -> list[str]:
 
 
 def latency_ratio(summary: Json) -> float | None:
-    """How many times faster the pruned model was measured to be."""
+    """How many times faster the pruned model was measured to be, turn by turn where known."""
+    paired = say.number(say.pick(summary, "cost.latency.speedup"))
+    if paired is not None:
+        return paired
     return say.ratio(
         say.pick(summary, "cost.dense.latency_ms"), say.pick(summary, "cost.pruned.latency_ms")
     )
+
+
+def speedup_interval(summary: Json) -> tuple[float, float] | None:
+    """The 95 % interval of how many times faster the pruned model was measured to be."""
+    ends = [say.number(end) for end in say.list_of(summary, "cost.latency.speedup_interval")]
+    low, high = ends if len(ends) == 2 else (None, None)
+    return None if low is None or high is None else (low, high)
 
 
 def cost_ratio(summary: Json, name: str) -> float | None:

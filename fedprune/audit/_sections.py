@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.audit import _wording as say
-from fedprune.audit._opening import FASTER, cost_ratio, latency_ratio
+from fedprune.audit._opening import FASTER, cost_ratio, latency_ratio, speedup_interval
 from fedprune.audit._page import Note, Section, Table
 from fedprune.audit._wording import Json
 from fedprune.audit.plots import Outcome, plot_accuracy, plot_votes
@@ -182,6 +182,9 @@ def _measured(summary: Json) -> str:
     ]
     if say.number(how.get("repeats")) is not None:
         parts.append(f"median of {say.count(how['repeats'])} passes, both models in turns")
+    interval = speedup_interval(summary)
+    if interval is not None:
+        parts.append(f"95 % interval of the speed-up {interval[0]:.2f}× to {interval[1]:.2f}×")
     return f"Latency: {', '.join(parts)}." if parts else ""
 
 
@@ -189,6 +192,14 @@ def _cost_notes(summary: Json) -> list[Note]:
     speed, macs = latency_ratio(summary), cost_ratio(summary, "macs")
     if speed is None:
         return [Note("mind", "Latency was not measured: fewer operations alone promise no speed.")]
+    interval = speedup_interval(summary)
+    if interval is not None and macs is not None and macs > FASTER and interval[0] <= 1:
+        words = (
+            f"{say.times(macs)} fewer multiply-accumulates brought nothing that could be measured "
+            f"({speed:.2f}×, 95 % interval {interval[0]:.2f} to {interval[1]:.2f}): on this "
+            "machine, at this batch size, time goes elsewhere."
+        )
+        return [Note("bad", words)]
     if macs is not None and macs > FASTER and speed < FASTER:
         words = (
             f"{say.times(macs)} fewer multiply-accumulates brought no measured speed-up "

@@ -115,12 +115,19 @@ def cost_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDict:
     def action() -> JsonDict:
         example = held.architecture.example_input
         built = {"dense": dense.model(), "pruned": held.model()}
-        measured = hardware.latency(built, example, batch_size=32, repeats=30, warmup=5, threads=1)
+        measured = hardware.compare(built, example, batch_size=32, repeats=30, threads=1)
         found: JsonDict = {}
         for name, model in built.items():
             found[name] = asdict(hardware.cost(model, example))
-            found[name]["latency_ms"] = measured[name].median_ms
-        found["latency"] = {"batch_size": 32, "threads": 1, "repeats": 30}
+            found[name]["latency_ms"] = measured[name].latency.median_ms
+        pruned = measured["pruned"]
+        found["latency"] = {
+            "batch_size": 32,
+            "threads": 1,
+            "repeats": 30,
+            "speedup": pruned.speedup,
+            "speedup_interval": [pruned.speedup_low, pruned.speedup_high],
+        }
         return found
 
     return experiment.phase("cost", action)

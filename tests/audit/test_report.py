@@ -324,6 +324,14 @@ def test_fewer_operations_without_speed_are_called_out(summary) -> None:
     assert "2× slower" in text_of(summary)
 
 
+def test_a_speed_up_that_its_interval_does_not_show_is_no_speed_up(summary) -> None:
+    summary["cost"]["latency"] |= {"speedup": 1.21, "speedup_interval": [1.1, 1.3]}
+    assert "brought nothing that could be measured" not in text_of(summary)
+    assert "95 % interval of the speed-up 1.10× to 1.30×" in text_of(summary)
+    summary["cost"]["latency"]["speedup_interval"] = [0.93, 1.3]
+    assert "brought nothing that could be measured" in text_of(summary)
+
+
 def test_a_bound_that_shrinks_with_the_accuracy_is_called_out(summary) -> None:
     words = "certified accuracy is what matters"
     assert words not in text_of(summary)
