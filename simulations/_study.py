@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _study_pictures import COLOURS, curve, label, panels
-from _study_results import finish, interval, machine, spread, versions
+from _study_results import finish, interval, machine, spread, tell, versions
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -47,6 +47,7 @@ __all__ = [
     "problem",
     "scores_by",
     "spread",
+    "tell",
     "train",
     "trained_network",
     "versions",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -72,21 +73,55 @@ def finish(
         found: what the study found; its keys are kept as they are.
         draw: writes the picture.
     """
+    config = {"small": arguments.small} | asdict(setting) | _named(arguments)
+    timed = found | {"seconds": round(time.perf_counter() - begun, 1)}
+    return tell(doc, arguments, config, timed, draw)
+
+
+def tell(
+    doc: str | None,
+    arguments: argparse.Namespace,
+    config: dict[str, Any],
+    found: dict[str, Any],
+    draw: Callable[[dict[str, Any], Path], None],
+) -> dict[str, Any]:
+    """Write what was found with all that it takes to find it again, and draw it.
+
+    Args:
+        doc: the study's docstring; its first line is the question.
+        arguments: of the command line, with `seed` and `out`.
+        config: sizes and choices.
+        found: what the study found; its keys are kept as they are.
+        draw: writes the picture.
+    """
     result = {
         "question": (doc or "").strip().splitlines()[0],
-        "command": " ".join(["python", _shown(sys.argv[0]), *sys.argv[1:]]),
+        "command": command(sys.argv),
         "date": date.today().isoformat(),
         "seed": arguments.seed,
-        "config": {"small": arguments.small} | asdict(setting) | _named(arguments),
+        "config": config,
         "versions": versions(),
         "machine": machine(),
         **found,
-        "seconds": round(time.perf_counter() - begun, 1),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(_plain(result), indent=1) + "\n", encoding="utf-8")
     draw(result, arguments.out.with_suffix(".png"))
     return result
+
+
+PLACES = {"--root": "DATA", "--work": "WORK", "--out": "OUT.json"}
+
+
+def command(argv: Sequence[str]) -> str:
+    """The command line as others would give it: places on this machine get names."""
+    shown = ["python", _shown(argv[0])]
+    for before, word in itertools.pairwise(argv):
+        if before == "--weights":
+            shown.append(f"DATA/weights/{Path(word).name}")
+        else:
+            shown.append(PLACES.get(before, word))
+    return " ".join(shown)
 
 
 def _shown(script: str) -> str:

@@ -17,16 +17,15 @@ here: at least 1.6 and 2.3.
 from __future__ import annotations
 
 import argparse
-import json
-from datetime import date
 from pathlib import Path
 from typing import Any
 
+import _study as study
 import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from fedprune import __version__, hardware, models, pruning
+from fedprune import hardware, models, pruning
 
 SIDES = {"resnet20": 32, "resnet56": 32}  # others are torchvision's, at --side pixels
 MODELS = ("resnet20", "resnet56", "resnet18", "vgg16_bn", "mobilenet_v2", "efficientnet_b0")
@@ -133,8 +132,9 @@ def report(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def draw(result: dict[str, Any], path: Path) -> None:
     """Speed-ups beside what the operations promise."""
+    rows = result["rows"]
     figure = Figure(figsize=(max(6.0, 1.1 * len(rows)), 4), layout="constrained")
     panel = figure.subplots()
     for place, row in enumerate(rows):
@@ -181,20 +181,11 @@ def main() -> None:
         for batch_size in arguments.batch_sizes
     ]
     names = ("models", "batch_sizes", "side", "keep", "round_to", "ways", "repeats", "threads")
-    result = {
-        "question": (__doc__ or "").splitlines()[0],
-        "command": "python simulations/pruned_speed.py"
-        + (" --small" if arguments.small else "") + " --out OUT",
-        "date": date.today().isoformat(),
-        "seed": arguments.seed,
-        "config": {name: getattr(arguments, name) for name in names},
-        "versions": {"fedprune": __version__, "torch": torch.__version__},
-        "machine": hardware.machine().describe(),
+    config = {name: getattr(arguments, name) for name in names}
+    told = {
         "rows": rows,
-    }  # fmt: skip
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draw(rows, arguments.out.with_suffix(".png"))
+    }
+    study.tell(__doc__, arguments, config, told, draw)
     print(report(rows))
 
 

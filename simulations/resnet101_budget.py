@@ -14,19 +14,18 @@ give, to 0.1 %; finding the units, selecting and shrinking take less than 30 s t
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
+import _study as study
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedprune import __version__, hardware, models, pruning
+from fedprune import hardware, models, pruning
 
 SECONDS_ALLOWED, TOLERANCE, COUNTERS_AGREE = 30.0, 1e-5, 1e-3
 
@@ -156,21 +155,12 @@ def main() -> None:
     found = measure(arguments)
     claims = check(found, arguments)
     names = ("model", "side", "keep_params", "keep_macs", "scope", "round_to", "repeats", "threads")
-    result = {
-        "question": (__doc__ or "").splitlines()[0],
-        "command": "python simulations/resnet101_budget.py"
-        + (" --small" if arguments.small else "") + " --out OUT",
-        "date": date.today().isoformat(),
-        "seed": arguments.seed,
-        "config": {name: getattr(arguments, name) for name in names},
-        "versions": {"fedprune": __version__, "torch": torch.__version__},
-        "machine": hardware.machine().describe(),
+    config = {name: getattr(arguments, name) for name in names}
+    told = {
         "claims": claims,
         "found": found,
-    }  # fmt: skip
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draw(result, arguments.out.with_suffix(".png"))
+    }
+    study.tell(__doc__, arguments, config, told, draw)
     seconds = ", ".join(f"{part} {time:.2f} s" for part, time in found["seconds"].items())
     print(f"kept {found['kept']}; {seconds}; outputs differ by {found['outputs_differ_by']:.1e}")
     print("\n".join(f"{'yes' if held else 'NO '} {claim}" for claim, held in claims.items()))

@@ -14,17 +14,16 @@ stands in the roofline of Williams et al. 2009: rate over operations a byte.
 from __future__ import annotations
 
 import argparse
-import json
-from datetime import date
 from pathlib import Path
 from typing import Any
 
+import _study as study
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from fedprune import __version__, hardware, models
+from fedprune import hardware, models
 
 # Layers as ResNets have them: channels in and out, kernel, pixels; and two fully connected ones.
 CONVOLUTIONS = ((16, 16, 3, 32), (64, 64, 3, 8), (64, 64, 3, 56), (256, 256, 3, 14),
@@ -159,15 +158,8 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     limits = hardware.roofline(threads=arguments.threads)
     names = ("model", "keep", "batch_size", "repeats", "threads")
-    result = {
-        "question": (__doc__ or "").splitlines()[0],
-        "command": "python simulations/roofline.py"
-        + (" --small" if arguments.small else "") + " --out OUT",
-        "date": date.today().isoformat(),
-        "seed": arguments.seed,
-        "config": {name: getattr(arguments, name) for name in names},
-        "versions": {"fedprune": __version__, "torch": torch.__version__},
-        "machine": hardware.machine().describe(),
+    config = {name: getattr(arguments, name) for name in names}
+    told = {
         "roofline": {
             "gigabytes_per_second": limits.gigabytes_per_second,
             "gigaflops": limits.gigaflops,
@@ -176,10 +168,8 @@ def main() -> None:
         },
         "forms": forms(arguments, limits),
         "network": network(arguments, limits),
-    }  # fmt: skip
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draw(result, arguments.out.with_suffix(".png"))
+    }
+    result = study.tell(__doc__, arguments, config, told, draw)
     print(report(result))
 
 

@@ -230,3 +230,14 @@ def test_a_single_repetition_has_no_interval(study) -> None:
     assert math.isnan(alone["low"])
     three = shared.spread([1.0, 2.0, 3.0])
     assert three["high"] - 2 == pytest.approx(4.302652729911275 / math.sqrt(3))
+
+
+def test_a_result_names_no_place_on_the_machine_it_was_made_on() -> None:
+    from _study_results import command
+
+    argv = ["/home/me/simulations/x.py", "--root", "/home/me/data", "--weights", "/home/me/w/n.th",
+            "--work", "/tmp/w", "--small", "--out", "/home/me/x.json"]  # fmt: skip
+    assert command(argv) == (
+        "python simulations/x.py --root DATA --weights DATA/weights/n.th --work WORK --small "
+        "--out OUT.json"
+    )
