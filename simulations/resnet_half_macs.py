@@ -216,7 +216,8 @@ def result(study: Study) -> dict[str, Any]:
         f"--keep-macs {options.keep_macs} --criterion {options.criterion} --seed {options.seed}",
         "date": date.today().isoformat(),
         "seed": options.seed,
-        "config": told["asked"] | {"recipe": asdict(study.recipe)},
+        "config": told["asked"]
+        | {"weights": Path(options.weights).name, "recipe": asdict(study.recipe)},
         "versions": {name: metadata.version(name) for name in named},
         "machine": {
             "device": str(study.device),
