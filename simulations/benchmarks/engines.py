@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from _measuring import spread, versions
+from _measuring import machine, spread, versions
 
 from fedprune import config as configuration
 from fedprune.runs import RunFolder
@@ -158,7 +158,7 @@ def summary_of(
         f"--turns {arguments.turns} --clients {arguments.clients} "
         "--out simulations/results/engines.json",
         "date": date.today().isoformat(),
-        "cores": psutil.cpu_count(),
+        "machine": machine(),
         "seed": config.seed,
         "config": config.model_dump(),
         "versions": versions(),
