@@ -104,6 +104,12 @@ class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.fixed = fixed
         self.macs = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled in here, and to tell torch's compiler so would import all of it:
+        # more than a second and 140 MiB for every process.
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,

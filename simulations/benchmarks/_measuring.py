@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -12,7 +13,9 @@ from typing import Any
 
 from fedprune.federated.summary import versions
 
-__all__ = ["cell", "machine", "spread", "versions", "write"]
+__all__ = ["cell", "command", "machine", "spread", "versions", "write"]
+
+PLACES = {"--root": "DATA", "--work": "WORK", "--folder": "FOLDER"}
 
 
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
@@ -26,6 +29,19 @@ def cell(found: dict[str, float] | None) -> str:
     if found is None:
         return ""
     return f"{found['median']:.3g} ({found['min']:.3g} to {found['max']:.3g})"
+
+
+def command(argv: Sequence[str]) -> str:
+    """The command line as others would give it: places on this machine get names."""
+    shown = ["python", f"simulations/benchmarks/{Path(argv[0]).name}"]
+    for before, word in itertools.pairwise(argv):
+        if before == "--weights":
+            shown.append(f"DATA/weights/{Path(word).name}")
+        elif before == "--out":
+            shown.append(f"simulations/results/{Path(word).name}")
+        else:
+            shown.append(PLACES.get(before, word))
+    return " ".join(shown)
 
 
 def machine() -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _measuring import machine, versions, write
+from _measuring import command, machine, versions, write
 from torch import Tensor
 
 from fedprune import data, models, pruning
@@ -159,10 +159,10 @@ def main() -> None:
     print(f"at most {worst:.2g} of the mask bits differ; {TARGET:.0e} may")
     result = {
         "question": (__doc__ or "").splitlines()[0],
-        "command": " ".join(["python", "simulations/benchmarks/determinism.py", *sys.argv[1:]]),
+        "command": command(sys.argv),
         "date": date.today().isoformat(),
         "seed": 0,
-        "config": {key: value for key, value in vars(options).items() if key != "out"}
+        "config": {k: v for k, v in vars(options).items() if k not in ("out", "root", "weights")}
         | {"keep_units": KEEP_UNITS, "data": "cifar10" if options.root else "noise"},
         "versions": versions(),
         "machine": machine(),

@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _measuring import machine, spread, versions, write
+from _measuring import command, machine, spread, versions, write
 from torch import Tensor, nn
 
 from fedprune import config as configuration
@@ -348,7 +348,7 @@ def summary_of(found: dict[str, list[float]], options: argparse.Namespace) -> di
     }
     return {
         "question": (__doc__ or "").splitlines()[0],
-        "command": " ".join(["python", "simulations/benchmarks/fedavg.py", *sys.argv[1:]]),
+        "command": command(sys.argv),
         "date": date.today().isoformat(),
         "seed": 1,
         "config": configuration.load(None, settings(options.clients, options.rounds)).model_dump(),

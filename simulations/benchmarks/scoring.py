@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _measuring import machine, spread, versions, write
+from _measuring import command, machine, spread, versions, write
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
@@ -303,10 +303,10 @@ def summary_of(
     }
     return {
         "question": (__doc__ or "").splitlines()[0],
-        "command": " ".join(["python", "simulations/benchmarks/scoring.py", *sys.argv[1:]]),
+        "command": command(sys.argv),
         "date": date.today().isoformat(),
         "seed": 0,
-        "config": {key: value for key, value in vars(options).items() if key != "out"}
+        "config": {k: v for k, v in vars(options).items() if k not in ("out", "root", "weights")}
         | {"units": len(ways.layout), "data": "cifar10" if options.root else "noise"},
         "versions": versions(),
         "machine": machine()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -109,3 +111,13 @@ def test_counting_leaves_modes_gradients_statistics_and_hooks_as_they_were() -> 
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert torch.backends.mha.get_fastpath_enabled() == fused
     assert not torch.is_inference_mode_enabled()
+
+
+def test_counting_does_not_load_torchs_compiler() -> None:
+    code = (
+        "import sys, torch; from fedprune import hardware, models, pruning; "
+        "model = models.load('lenet', num_classes=10, input_shape=(1, 8, 8), seed=0); "
+        "example = torch.zeros(1, 1, 8, 8); hardware.cost(model, example); "
+        "pruning.UnitLayout.of(model, example); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
