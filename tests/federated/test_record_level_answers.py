@@ -281,7 +281,7 @@ def test_a_client_adds_the_noise_that_its_operator_wants_and_pays_for_no_less(
 def test_questions_about_other_scores_are_refused_and_nothing_is_spent(station: Station) -> None:
     for changes, error in (
         ({"fingerprint": "0" * 64}, LayoutMismatchError),
-        ({"criterion": "oracle"}, FederationError),
+        ({"criterion": "guess"}, FederationError),
         ({"epsilon": 0.0}, PrivacyError),
         ({"delta": 0.0}, PrivacyError),
     ):
