@@ -41,6 +41,8 @@ def leave():
 
 
 def hang():
+    with open(__file__ + ".hanging", "w") as file:
+        file.write(str(os.getpid()))
     time.sleep(600)
 
 
