@@ -25,11 +25,19 @@ class Asked:
 
     Attributes:
         held: the model that they score.
-        kept: which of its units are still there, [num_units] bool; None where all of them are.
+        pruned: the model whose units it still has, where it has removed ones too.
     """
 
     held: Held
-    kept: Tensor | None = None
+    pruned: Held | None = None
+
+    @property
+    def kept(self) -> Tensor | None:
+        """Which units are still there, [num_units] bool; None where all of them are.
+
+        Read only where a step is really done: a finished one may have no model left to look at.
+        """
+        return None if self.pruned is None else self.pruned.architecture.mask
 
 
 def asked_about(experiment: Experiment, held: Held, dense: Held, step: Step, prefix: str) -> Asked:
@@ -51,7 +59,7 @@ def asked_about(experiment: Experiment, held: Held, dense: Held, step: Step, pre
     whole, _ = experiment.model_phase(phase, remember)
     if before is not dense:
         before.discard()
-    return Asked(whole, held.architecture.mask)
+    return Asked(whole, held)
 
 
 def exchange(
@@ -77,6 +85,7 @@ def exchange(
         torch.from_numpy(np.array(ranking.mean)),
         torch.from_numpy(noise + sampled),
         layout,
+        independent=False,  # units of one block share their clients' draws
         floor=prune.floor,
         within_groups=widths_count,
     )

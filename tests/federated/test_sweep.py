@@ -352,3 +352,13 @@ def test_a_deployed_client_writes_down_no_update_that_it_did_not_make() -> None:
     with pytest.raises(RefusedInDeploymentError, match="did not compute"):
         answer_train_again(Deployed(), None, [0])  # type: ignore[arg-type]
     assert issubclass(RefusedInDeploymentError, PrivacyError)
+
+
+def test_cells_whose_removed_units_may_come_back_share_their_baselines_too(tmp_path: Path) -> None:
+    steps = ("prune.regrow=true", "prune.schedule=geometric", "prune.steps=3")
+    summary = swept(tmp_path / "sweep", ["privacy.epsilon=2,8"], steps)
+    assert len(summary["cells"]["done"]) == 2
+    first, second = cells(tmp_path / "sweep")
+    assert any(phase.startswith("magnitude/") for phase in taken_over(second))
+    assert audit(first).holds
+    assert audit(second).holds
