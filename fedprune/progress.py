@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -184,7 +184,11 @@ class Follower:
             self._replay(json.loads(line))
 
     def close(self) -> None:
-        """Take down bars whose end was never written."""
+        """Replay what is left and take down bars whose end was never written."""
+        self.pump()
+        self._take_down()
+
+    def _take_down(self) -> None:
         for number in list(self._bars):
             self._bars.pop(number).close()
 
@@ -194,7 +198,7 @@ class Follower:
         elif "fail" in event:
             self.failure = event["fail"]
         elif "start" in event:
-            self.close()  # a terminal shows one bar at a time
+            self._take_down()  # a terminal shows one bar at a time
             bar = _Bar(self._reporter, event["label"], event["total"])
             self._bars[event["start"]] = bar
         elif "at" in event and event["at"] in self._bars:
@@ -224,28 +228,6 @@ class _Bar:
         close = getattr(self._items, "close", None)
         if close is not None:
             close()
-
-
-def follow(path: str | Path, reporter: Reporter, finished: Callable[[], bool]) -> str | None:
-    """Replay a relay's file while it grows.
-
-    Args:
-        path: the file that a `Relay` writes.
-        reporter: where to show it.
-        finished: says whether the other process has ended.
-
-    Returns:
-        The sentence with which the other process failed, None if it said none.
-    """
-    follower = Follower(path, reporter)
-    try:
-        while not finished():
-            follower.pump()
-            time.sleep(_RELAY_SECONDS / 2)
-        follower.pump()
-    finally:
-        follower.close()
-    return follower.failure
 
 
 def from_environment() -> AppReporter:

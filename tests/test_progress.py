@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import gc
 import json
-import threading
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fedprune import progress
-from fedprune.progress import Follower, Lines, Relay, follow, from_environment
+from fedprune.progress import Follower, Lines, Relay, from_environment
 
 
 class Recorder:
@@ -111,20 +109,16 @@ def test_counts_arrive_while_the_work_goes_on(path: Path, monkeypatch: pytest.Mo
     assert [json.loads(event).get("done") for event in seen] == [None, 1, 2]
 
 
-def test_following_ends_when_the_other_side_has_ended_and_gives_its_sentence(path: Path) -> None:
+def test_what_was_written_last_is_not_lost_when_following_ends(path: Path) -> None:
     recorder = Recorder()
-
-    def work() -> None:
-        relay = Relay(path)
-        for _ in relay.track(range(3), "rounds", 3):
-            time.sleep(0.01)
-        relay.fail("no clients")
-
-    other = threading.Thread(target=work)
-    other.start()
-    assert follow(path, recorder, lambda: not other.is_alive()) == "no clients"
-    other.join()
+    follower = Follower(path, recorder)
+    relay = Relay(path)
+    assert list(relay.track(range(3), "rounds", 3)) == [0, 1, 2]
+    relay.fail("no clients")
+    follower.close()
+    assert follower.failure == "no clients"
     assert recorder.told == [("rounds", 3, 3)]
+    assert recorder.open == 0
 
 
 def test_the_environment_decides_between_a_file_and_plain_lines(

@@ -139,8 +139,8 @@ def run_deployed(
         FederationError: with the server app's own sentence, if it failed.
     """
     app = write_app(federation.home / "app", config, out)
+    follower = Follower(federation.progress, reporter)  # before a line can be written
     number = federation.link.submit(app)
-    follower = Follower(federation.progress, reporter)
 
     def watch() -> None:
         follower.pump()
