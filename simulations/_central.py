@@ -22,12 +22,18 @@ from torch.nn import functional
 from fedprune import data
 
 MARGIN = 4  # pixels by which an image is shifted at most, as in He et al. 2016
+Batch = tuple[Tensor, Tensor, Tensor]  # inputs, labels, the teacher's logits
 
 
-class Images:
-    """All rows of a data set of images, in memory, with the usual augmentation of CIFAR."""
+class Views:
+    """A few fixed views of every image, shifted and mirrored, with what a teacher says of each.
 
-    def __init__(self, rows: data.Rows, count: int | None = None) -> None:
+    The teacher sees exactly what its student will see (Beyer et al. 2022, "A good teacher is
+    patient and consistent"), but only once a view, not once an epoch: its part of the work does
+    not grow with the number of epochs.
+    """
+
+    def __init__(self, rows: data.Rows, count: int | None, views: int, seed: int) -> None:
         """Take the first `count` rows, or all."""
         count = len(rows) if count is None else min(count, len(rows))
         stored = torch.from_numpy(np.ascontiguousarray(rows.stored[:count]))
@@ -36,21 +42,51 @@ class Images:
         self._windows = padded.unfold(2, self._height, 1).unfold(3, self._width, 1)
         self._labels = rows.targets(slice(0, count))
         self._scaling = rows.scaling
+        drawn = np.random.default_rng((seed, count, views))
+        self._shifts = torch.from_numpy(drawn.integers(0, 2 * MARGIN + 1, (2, views, count)))
+        self._mirrored = torch.from_numpy(drawn.random((views, count)) < 0.5)
+        self._first = torch.from_numpy(drawn.integers(0, views, count))
+        self.logits: list[Tensor] = []
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self._labels)
 
-    def batches(self, size: int, random: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass over all images in random order, shifted and mirrored; whole batches only."""
+    @property
+    def count(self) -> int:
+        """Views an image."""
+        return len(self._mirrored)
+
+    def inputs(self, places: Tensor, views: Tensor) -> Tensor:
+        """Images [n, channels, height, width], scaled, each in the view that is named for it."""
+        down, right = self._shifts[:, views, places]
+        images = self._windows[places, :, down, right]
+        turned = self._mirrored[views, places][:, None, None, None]
+        return self._scaling.apply(torch.where(turned, images.flip(3), images))
+
+    @torch.inference_mode()
+    def ask(self, teacher: nn.Module, view: int, precision: Any) -> Tensor:
+        """Logits of a teacher for all images in one view, [images, classes]."""
+        device = next(teacher.parameters()).device
+        found = []
+        for places in torch.arange(len(self)).split(250):
+            inputs = self.inputs(places, torch.full_like(places, view)).to(device)
+            with precision():
+                logits = teacher(inputs.contiguous(memory_format=torch.channels_last))
+            found.append(logits.float().cpu())
+        return torch.cat(found)
+
+    def batches(self, size: int, epoch: int, random: np.random.Generator) -> Iterator[Batch]:
+        """One pass over all images in random order, each in its view of this epoch.
+
+        Whole batches only. `logits` must hold the teacher's for every view.
+        """
+        logits = torch.stack(self.logits)
         order = torch.from_numpy(random.permutation(len(self)))
         for start in range(0, len(self) - size + 1, size):
             places = order[start : start + size]
-            down, right = (random.integers(0, 2 * MARGIN + 1, size) for _ in range(2))
-            images = self._windows[places, :, torch.from_numpy(down), torch.from_numpy(right)]
-            mirrored = torch.from_numpy(random.random(size) < 0.5)
-            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-            yield self._scaling.apply(images), self._labels[places]
+            views = (self._first[places] + epoch) % self.count
+            yield self.inputs(places, views), self._labels[places], logits[views, places]
 
 
 @dataclass(frozen=True)
@@ -87,14 +123,13 @@ class Recipe:
 
 
 class Training:
-    """A network in training, with a moving average of its weights and, maybe, a teacher."""
+    """A network in training, with a moving average of its weights."""
 
     def __init__(
         self,
         model: nn.Module,
         recipe: Recipe,
         *,
-        teacher: nn.Module | None = None,
         threads: int = 1,
         bfloat16: bool = False,
     ) -> None:
@@ -112,23 +147,20 @@ class Training:
             weight_decay=recipe.weight_decay,
             nesterov=True,
         )
-        self._teacher = None
-        if teacher is not None and recipe.distill:
-            self._teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
-            self._teacher.to(memory_format=torch.channels_last)
         self._threads = threads if on_host else 1
         self._students = [self.model, *(_sharing(self.model) for _ in range(self._threads - 1))]
         self._pool = ThreadPoolExecutor(
             self._threads, initializer=torch.set_num_threads, initargs=(1 if on_host else 4,)
         )
 
-    def step(self, inputs: Tensor, labels: Tensor, share: float) -> float:
+    def step(self, batch: Batch, share: float) -> float:
         """Make one step on a batch; `share` of all steps is done. Gives the mean loss."""
+        size = len(batch[1])
         for group in self._optimizer.param_groups:
             group["lr"] = self.recipe.rate_at(share)
-        parts = list(zip(inputs.chunk(self._threads), labels.chunk(self._threads), strict=True))
+        parts = zip(*(whole.chunk(self._threads) for whole in batch), strict=True)
         work = [
-            self._pool.submit(self._gradients, student, *part, len(part[1]) / len(labels))
+            self._pool.submit(self._gradients, student, part, len(part[1]) / size)
             for student, part in zip(self._students, parts, strict=False)
         ]
         found = [one.result() for one in work]
@@ -169,23 +201,17 @@ class Training:
         self._pool.shutdown()
 
     def _gradients(
-        self, student: nn.Module, inputs: Tensor, labels: Tensor, weight: float
+        self, student: nn.Module, batch: Batch, weight: float
     ) -> tuple[float, tuple[Tensor, ...]]:
         student.train()
-        inputs = inputs.to(self.device).contiguous(memory_format=torch.channels_last)
-        labels = labels.to(self.device)
-        with self._precision():
-            logits = student(inputs)
-            loss = functional.cross_entropy(logits.float(), labels)
-            if self._teacher is not None:
-                with torch.no_grad():
-                    wanted = self._teacher(inputs)
-                loss = self._distilled(loss, logits.float(), wanted.float())
-            loss = weight * loss
+        inputs, labels, wanted = (part.to(self.device) for part in batch)
+        with self.precision():
+            logits = student(inputs.contiguous(memory_format=torch.channels_last)).float()
+        loss = weight * self._loss(logits, labels, wanted)
         parameters = [p for p in student.parameters() if p.requires_grad]
         return loss.item(), torch.autograd.grad(loss, parameters)
 
-    def _distilled(self, loss: Tensor, logits: Tensor, wanted: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
         share, heat = self.recipe.distill, self.recipe.temperature
         divergence = functional.kl_div(
             functional.log_softmax(logits / heat, dim=1),
@@ -193,9 +219,10 @@ class Training:
             reduction="batchmean",
             log_target=True,
         )
-        return (1 - share) * loss + share * heat**2 * divergence
+        return (1 - share) * functional.cross_entropy(logits, labels) + share * heat**2 * divergence
 
-    def _precision(self) -> Any:
+    def precision(self) -> Any:
+        """A context in which passes are computed as asked for."""
         if not self._bfloat16:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
