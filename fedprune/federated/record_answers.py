@@ -26,7 +26,7 @@ from fedprune.privacy import Entry, Granted, Memoised
 from fedprune.privacy.budgets.events import ADD_REMOVE_RECORD
 from fedprune.privacy.ledgers.chain import STORED
 from fedprune.privacy.mechanisms.record_scores import RecordScores
-from fedprune.pruning.records import score_records
+from fedprune.pruning.scores.records import score_records
 from fedprune.runs import load_weights_vector
 
 KIND = "record-scores"

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.errors import PruningError
-from fedprune.pruning.layout import UnitLayout
-from fedprune.pruning.members import CONVOLUTIONS, is_selection
-from fedprune.pruning.surgery import mask_model
+from fedprune.pruning.structure.layout import UnitLayout
+from fedprune.pruning.structure.members import CONVOLUTIONS, is_selection
+from fedprune.pruning.structure.surgery import mask_model
 
 _SLACK = 1e-9  # 0.7 * 10 weights are 7 weights, whatever binary fractions say
 _REFUSAL = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedprune.errors import PruningError
-from fedprune.pruning.rewinding import with_state
+from fedprune.pruning.schedules.rewinding import with_state
 from fedprune.pruning.weights.masks import StudyMasks, all_weights, apply_masks, magnitude_masks
 
 

@@ -1,0 +1,1 @@
+"""What removing a unit would cost: criteria, passes over many clients, the exact answer."""

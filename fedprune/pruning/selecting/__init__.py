@@ -1,0 +1,1 @@
+"""Which units stay under budgets of units, weights, operations and time."""
