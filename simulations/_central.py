@@ -105,11 +105,11 @@ class Recipe:
         warm_up: share of the steps.
     """
 
-    rate: float = 0.05
+    rate: float = 0.02
     batch_size: int = 128
     momentum: float = 0.9
-    weight_decay: float = 5e-4
-    distill: float = 0.5
+    weight_decay: float = 2e-4
+    distill: float = 0.7
     temperature: float = 3.0
     averaging: float = 0.999
     warm_up: float = 0.05

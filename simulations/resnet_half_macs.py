@@ -58,7 +58,9 @@ class Study:
         self.dense = self._load(options.network, options.weights)
         self.layout = pruning.UnitLayout.of(self.dense.cpu(), torch.zeros(1, 3, 32, 32))
         self.dense.to(self.device)
-        self.recipe = Recipe(rate=options.rate, distill=options.distill)
+        self.recipe = Recipe(
+            rate=options.rate, distill=options.distill, weight_decay=options.weight_decay
+        )
         self.told: dict[str, Any] = self._read()
 
     def run(self) -> dict[str, Any]:
@@ -302,7 +304,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of pruning")
     parser.add_argument("--minibatches", type=int, default=100, help="of training after each step")
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--rate", type=float, default=0.05, help="largest learning rate")
+    parser.add_argument("--rate", type=float, default=0.02, help="largest learning rate")
+    parser.add_argument("--weight-decay", type=float, default=2e-4)
     parser.add_argument("--distill", type=float, default=0.7, help="weight of the teacher")
     parser.add_argument("--teacher", help="network to learn from instead of the dense one")
     parser.add_argument("--teacher-weights", help="of that network")

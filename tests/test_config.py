@@ -103,6 +103,8 @@ def test_the_flower_app_of_this_repository_has_the_built_in_default() -> None:
 def test_a_flat_configuration_may_choose_any_budget_or_none(key: str) -> None:
     flat = {**configuration.to_flat(configuration.load()), "prune.keep_units": ""}
     assert configuration.from_flat(flat).prune.budget == ("keep_units", 0.5)
+    if key == "keep_latency":
+        flat["prune.latency_table"] = "table.json"
     assert configuration.from_flat({**flat, f"prune.{key}": 0.3}).prune.budget == (key, 0.3)
 
 

@@ -123,7 +123,8 @@ def selection_flaw(evidence: Evidence) -> str | None:
     if not np.allclose(posterior, votes["step1.posterior"].numpy(), rtol=0, atol=1e-6):
         return "the posterior of step 1 does not follow from votes and magnitudes"
     budget = evidence.results()["vote-1"]["budget"]
-    mask = runs.select_units(evidence.config, votes["step1.posterior"], layout, budget)
+    times = runs.latency_table(evidence.config, evidence.folder)
+    mask = runs.select_units(evidence.config, votes["step1.posterior"], layout, budget, times)
     if not torch.equal(mask, votes["step1.mask"].bool()):
         return "the units kept in step 1 are not those that the posterior selects"
     return None

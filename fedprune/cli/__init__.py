@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from fedprune.cli import deploying, ledgers, results, running, sweeping
+from fedprune.cli import deploying, ledgers, results, running, sweeping, timing
 from fedprune.errors import FedpruneError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
     help="Prune a neural network by the private votes of clients who will not share their data.",
 )
 app.command()(running.plan)
+app.command()(timing.latency)
 app.command()(running.simulate)
 app.command()(sweeping.sweep)
 app.command()(sweeping.resume)

@@ -22,8 +22,14 @@ def check_together(config: Config, source: str) -> None:
     if len(keeps) != 1:
         found = " and ".join(keeps) if keeps else "none"
         raise ConfigError(
-            f"exactly one of prune.keep_units, prune.keep_macs, prune.keep_params must be set, "
-            f"got {found} ({source})"
+            f"exactly one of {', '.join(f'prune.{key}' for key in KEEP_KEYS)} must be set, got "
+            f"{found} ({source})"
+        )
+    if (config.prune.keep_latency is None) != (config.prune.latency_table == ""):
+        raise ConfigError(
+            f"prune.keep_latency and prune.latency_table must be set both or neither, got "
+            f"{config.prune.keep_latency} and {config.prune.latency_table!r} ({source}); "
+            "`fedprune latency` measures a table"
         )
     if config.prune.schedule == "one-shot" and config.prune.steps != 1:
         raise ConfigError(

@@ -23,7 +23,7 @@ Text = Annotated[str, Field(description="a string")]
 Switch = Annotated[bool, Field(description="true or false")]
 
 LEAST_NOISE_MULTIPLIER, LARGEST_NOISE_MULTIPLIER = 2.0**-6, 2.0**16  # what DP-SGD's grid holds
-KEEP_KEYS = ("keep_units", "keep_macs", "keep_params")
+KEEP_KEYS = ("keep_units", "keep_macs", "keep_params", "keep_latency")
 UNSET_KEYS = (*KEEP_KEYS, "rewind")  # "" leaves them unset where there is no null
 
 
@@ -55,7 +55,8 @@ class PruneConfig(_Table):
 
     Units compete with all others (`scope` global), with those of their own layer, or with those of
     layers of the same structure (isomorphic; Fang et al. 2024). Every layer keeps `floor` units at
-    least, and a multiple of `round_to`.
+    least, and a multiple of `round_to`. `keep_latency` is a fraction of the time that
+    `latency_table` predicts, a file that `fedprune latency` measures where the network will run.
     `rewind` is the round of dense training to whose weights the kept units go back after every
     step (Frankle et al. 2020); 0 is where the weights start, unset leaves them as they are. With
     `regrow` clients speak about removed units too from the second step on, and those come back
@@ -83,6 +84,8 @@ class PruneConfig(_Table):
     keep_units: Fraction01 | None = None
     keep_macs: Fraction01 | None = None
     keep_params: Fraction01 | None = None
+    keep_latency: Fraction01 | None = None
+    latency_table: Text = ""
     floor: PositiveCount = 1
     scope: Literal["global", "layer", "isomorphic"] = "global"
     round_to: PositiveCount = 1
@@ -98,7 +101,7 @@ class PruneConfig(_Table):
             value = getattr(self, name)
             if value is not None:
                 return name, float(value)
-        raise ConfigError("one of prune.keep_units, prune.keep_macs, prune.keep_params must be set")
+        raise ConfigError(f"one of {', '.join(f'prune.{key}' for key in KEEP_KEYS)} must be set")
 
 
 class PrivacyConfig(_Table):

@@ -27,11 +27,12 @@ from fedprune.federated.sharing import Sharing
 from fedprune.federated.station import model_of
 from fedprune.privacy import Ledger
 from fedprune.progress import Reporter
-from fedprune.pruning import UnitLayout
+from fedprune.pruning import LatencyTable, UnitLayout
 from fedprune.randomness import SimulationRandomness
 from fedprune.runs import (
     Architecture,
     RunFolder,
+    copy_latency_table,
     receipts_head,
     run_id,
     tables_wanted,
@@ -113,12 +114,14 @@ class Experiment:
     reporter: Reporter
     sharing: Sharing | None = None
     attendance: Attendance = field(init=False)
+    latency: LatencyTable | None = field(init=False)
     precisions: dict[str, ScoringPrecision] = field(default_factory=dict)
     _executed: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        """Find out who will be there when."""
+        """Find out who will be there when, and what takes how long."""
         self.attendance = Attendance(self.config, self.folder)
+        self.latency = copy_latency_table(self.config, self.folder)
 
     @property
     def simulated(self) -> bool:

@@ -77,7 +77,7 @@ def _prune(
     def action() -> tuple[Architecture, Tensor, JsonDict]:
         layout = about.held.layout()
         budget = relative_budget(experiment, dense.layout(), layout, fraction)
-        keep = client_fraction(layout, budget)
+        keep = client_fraction(experiment, layout, budget)
         precision = precision_of(experiment, about.held, keep)
         asked = replace(step, keep_units=keep, precision=precision.used)
         ranking = rank(experiment, about.held, asked, counterfactual)
@@ -106,7 +106,12 @@ def relative_budget(
 ) -> Mapping[str, float]:
     """Translate a fraction of the dense network into one of the current network."""
     name, _ = experiment.config.prune.budget
-    if name == "keep_units":
+    if name == "keep_latency" and experiment.latency is not None:
+        target, total = (
+            share * experiment.latency.predict(layout, torch.ones(len(layout), dtype=torch.bool))
+            for share, layout in ((fraction, dense), (1.0, current))
+        )
+    elif name == "keep_units":
         target, total = float(np.floor(fraction * len(dense) + 1e-9)), float(len(current))
     elif name == "keep_macs":
         target, total = fraction * dense.total_macs, float(current.total_macs)
@@ -117,12 +122,18 @@ def relative_budget(
     return {name: min(1.0, target / total)}
 
 
-def client_fraction(layout: UnitLayout, budget: Mapping[str, float]) -> float:
+def client_fraction(
+    experiment: Experiment, layout: UnitLayout, budget: Mapping[str, float]
+) -> float:
     """The fraction of units that clients vote to keep under a budget."""
     if "keep_units" in budget:
         return budget["keep_units"]
     return pruning.expected_keep_units(
-        layout, keep_macs=budget.get("keep_macs"), keep_params=budget.get("keep_params")
+        layout,
+        keep_macs=budget.get("keep_macs"),
+        keep_params=budget.get("keep_params"),
+        keep_latency=budget.get("keep_latency"),
+        latency=experiment.latency,
     )
 
 
@@ -136,7 +147,7 @@ def choose(
     """Select units, only `kept` ones if given, as configured."""
     scores = torch.from_numpy(np.array(ranking, dtype=np.float64))
     scores = scores if kept is None else pruning.removed_last(scores, kept)
-    return select_units(experiment.config, scores, layout, budget)
+    return select_units(experiment.config, scores, layout, budget, experiment.latency)
 
 
 def rewound(experiment: Experiment) -> Held | None:
@@ -173,6 +184,8 @@ def _describe(
         "budget": dict(budget),
         "mask": bits(pruning.compose_masks(outer, mask)),
     }
+    if experiment.latency is not None:
+        result["predicted_ms"] = experiment.latency.predict(layout, mask)
     if ranking.prior_free is not None:
         free = choose(experiment, ranking.prior_free, layout, budget, about.kept)
         result["mask_without_prior"] = bits(pruning.compose_masks(outer, free))

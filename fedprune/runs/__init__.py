@@ -22,6 +22,7 @@ from fedprune.runs.figures import (
     traffic,
 )
 from fedprune.runs.folder import RunFolder, load_weights_vector, weights_vector
+from fedprune.runs.latency import LATENCY, copy_latency_table, latency_table
 from fedprune.runs.private_rounds import private_rounds
 from fedprune.runs.protection import (
     aggregate_mechanism,
@@ -58,6 +59,7 @@ from fedprune.runs.selecting import select_units
 from fedprune.runs.spending import LEDGER, LedgerTotals, ledger_totals, privacy_figures
 
 __all__ = [
+    "LATENCY",
     "LEDGER",
     "TRACE",
     "Architecture",
@@ -74,6 +76,7 @@ __all__ = [
     "central_guarantee",
     "certified_accuracies",
     "compare_over_seeds",
+    "copy_latency_table",
     "expected_reports",
     "fairness_of_tables",
     "fates",
@@ -81,6 +84,7 @@ __all__ = [
     "heard_share",
     "is_run_of",
     "kept_units",
+    "latency_table",
     "ledger_contradiction",
     "ledger_totals",
     "lipschitz_bounds",

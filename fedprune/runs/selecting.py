@@ -11,7 +11,11 @@ from fedprune.config import Config
 
 
 def select_units(
-    config: Config, scores: Tensor, layout: pruning.UnitLayout, budget: Mapping[str, float]
+    config: Config,
+    scores: Tensor,
+    layout: pruning.UnitLayout,
+    budget: Mapping[str, float],
+    latency: pruning.LatencyTable | None = None,
 ) -> Tensor:
     """Select units under a budget, with the configured floor, scope and rounding of widths.
 
@@ -19,7 +23,9 @@ def select_units(
         config: the run's.
         scores: [num_units], higher = keep.
         layout: the units.
-        budget: fractions by the names `keep_units`, `keep_macs`, `keep_params`; at least one.
+        budget: fractions by the names `keep_units`, `keep_macs`, `keep_params`, `keep_latency`; at
+            least one.
+        latency: measured times, for a budget of them.
 
     Returns:
         [num_units] bool, True = keep.
@@ -34,6 +40,8 @@ def select_units(
         keep_units=budget.get("keep_units"),
         keep_macs=budget.get("keep_macs"),
         keep_params=budget.get("keep_params"),
+        keep_latency=budget.get("keep_latency"),
+        latency=latency,
         floor=prune.floor,
         scope=prune.scope,
         round_to=prune.round_to,

@@ -153,7 +153,8 @@ def _check_budget(config: Config, layout: UnitLayout) -> None:
             f"{len(layout)} units, but prune.floor = {config.prune.floor} needs {floors}"
         )
     if name != "keep_units" or config.prune.round_to > 1:
-        runs.select_units(config, torch.zeros(len(layout)), layout, {name: final})
+        times = runs.latency_table(config)
+        runs.select_units(config, torch.zeros(len(layout)), layout, {name: final}, times)
 
 
 def _first_keep(config: Config, layout: UnitLayout) -> float:
@@ -161,9 +162,13 @@ def _first_keep(config: Config, layout: UnitLayout) -> float:
     first = pruning.keep_fractions(config.prune.schedule, config.prune.steps, final)[0]
     if name == "keep_units":
         return first
-    if name == "keep_macs":
-        return pruning.expected_keep_units(layout, keep_macs=first)
-    return pruning.expected_keep_units(layout, keep_params=first)
+    return pruning.expected_keep_units(
+        layout,
+        keep_macs=first if name == "keep_macs" else None,
+        keep_params=first if name == "keep_params" else None,
+        keep_latency=first if name == "keep_latency" else None,
+        latency=runs.latency_table(config),
+    )
 
 
 def _seconds(config: Config, dataset: Dataset, model: nn.Module) -> float:
