@@ -127,7 +127,9 @@ class Study:
         places = random.permutation(len(self.scored))[:SCORED].reshape(-1, SCORED_BATCH)
         batches = ((self.scored.inputs(own), self.scored.targets(own)) for own in places)
         scores = pruning.score(model, layout, batches, options.criterion, seed=options.seed)
-        inner = pruning.select(scores, layout, keep_macs=min(1.0, wanted / layout.total_macs))
+        inner = pruning.select(
+            scores, layout, keep_macs=min(1.0, wanted / layout.total_macs), fill=options.fill
+        )
         mask = pruning.compose_masks(before, inner)
         small = pruning.shrink(model, layout, inner).to(self.device)
         training = self._training(small)
@@ -237,7 +239,8 @@ def result(study: Study) -> dict[str, Any]:
         "question": (__doc__ or "").splitlines()[0],
         "command": f"python simulations/resnet_half_macs.py --root DATA --network "
         f"{options.network} --weights {Path(options.weights).name} --epochs {options.epochs} "
-        f"--keep-macs {options.keep_macs} --criterion {options.criterion} --seed {options.seed}"
+        f"--keep-macs {options.keep_macs} --criterion {options.criterion} --fill {options.fill} "
+        f"--seed {options.seed}"
         f"{named_teacher(options)}{' --bfloat16' if options.bfloat16 else ''}",
         "date": date.today().isoformat(),
         "seed": options.seed,
@@ -301,6 +304,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="of the dense network")
     parser.add_argument("--keep-macs", type=float, default=0.475)
     parser.add_argument("--criterion", choices=sorted(pruning.CRITERIA), default="linear_logits")
+    parser.add_argument("--fill", choices=pruning.FILLS, default="value", help="of the budget")
     parser.add_argument("--steps", type=int, default=10, help="of pruning")
     parser.add_argument("--minibatches", type=int, default=100, help="of training after each step")
     parser.add_argument("--epochs", type=int, default=40)

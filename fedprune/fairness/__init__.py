@@ -9,6 +9,7 @@ computed from them::
 """
 
 from fedprune.fairness.analysis import choose_pair, summarize
+from fedprune.fairness.clipping import clip_table
 from fedprune.fairness.intervals import (
     Interval,
     PairedDifference,
@@ -18,6 +19,7 @@ from fedprune.fairness.intervals import (
     paired_difference,
     wilson,
 )
+from fedprune.fairness.noise import TableNoise, table_sensitivity
 from fedprune.fairness.summary import (
     AccuracyChange,
     ClientSpread,
@@ -39,9 +41,11 @@ __all__ = [
     "PairChange",
     "PairedDifference",
     "Spread",
+    "TableNoise",
     "WorstGroup",
     "choose_pair",
     "client_tables",
+    "clip_table",
     "clopper_pearson",
     "exact_mcnemar",
     "holm",
@@ -49,5 +53,6 @@ __all__ = [
     "stack_tables",
     "sum_tables",
     "summarize",
+    "table_sensitivity",
     "wilson",
 ]

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedprune.errors import FairnessError
-from fedprune.fairness.intervals import exact_mcnemar, holm
-from fedprune.fairness.method import describe_condition, describe_method
+from fedprune.fairness.intervals import Interval, exact_mcnemar, holm
+from fedprune.fairness.method import describe_condition, describe_method, describe_resampled
+from fedprune.fairness.noise import TableNoise
 from fedprune.fairness.sample import (
     Sample,
     accuracies,
@@ -19,6 +20,7 @@ from fedprune.fairness.sample import (
     excess_loss,
     overall_change,
 )
+from fedprune.fairness.simultaneous import excess_intervals, gap_by_chance, gap_interval
 from fedprune.fairness.spread import client_spread
 from fedprune.fairness.summary import (
     AccuracyChange,
@@ -44,6 +46,8 @@ def summarize(
     min_group: int = 30,
     confidence: float = 0.95,
     resamples: int = 2000,
+    noise: TableNoise | None = None,
+    other_noise: TableNoise | None = None,
 ) -> FairnessSummary:
     """Say what pruning did to each group, with intervals, from counts alone.
 
@@ -61,16 +65,21 @@ def summarize(
         min_group: groups with fewer rows are named as too small and get no figure.
         confidence: of every interval, in (0, 1).
         resamples: paired bootstrap resamples.
+        noise: what clients added to every cell of their tables; None where counts are exact. Every
+            interval then allows for it, and a group is shown only where it surely has its rows.
+        other_noise: the same for `other`.
 
     Raises:
         FairnessError: if there are no rows, fewer than two groups have rows, names do not fit
             the tables or an option is out of range.
     """
-    stack = stack_tables(tables)
-    _check(stack.sum(axis=0), names, confidence, resamples, min_group)
-    sample = draw_sample(stack, min_group, confidence, resamples, rng)
-    pair = _follow_pair(sample, names, other, other_name)
-    dense, pruned = accuracies(sample.total)
+    stack = stack_tables(tables, noisy=noise is not None)
+    _check(stack.sum(axis=0), names, confidence, resamples, min_group, noise is not None)
+    sample = draw_sample(stack, min_group, confidence, resamples, rng, noise)
+    pair = _follow_pair(sample, names, other, other_name, other_noise)
+    dense, pruned = sample.shares(sample.total)
+    enough = len(sample.shown) >= 2
+    chance = gap_by_chance(sample) if enough else (None, None)
     gap_dense, gap_pruned = _gap(dense, sample), _gap(pruned, sample)
     return FairnessSummary(
         group=group,
@@ -82,18 +91,26 @@ def summarize(
         pair=pair,
         worst_group_dense=_worst(dense, sample, names),
         worst_group_pruned=_worst(pruned, sample, names),
-        clients=client_spread(stack),
+        clients=client_spread(stack, noise),
         min_group=min_group,
         confidence=confidence,
         resamples=resamples,
-        resampled="whole clients" if sample.whole_clients else "records within each client",
+        resampled=describe_resampled(sample),
         conditional_on=describe_condition(sample),
-        method=describe_method(sample, resamples, min_group, pair),
+        method=describe_method(sample, resamples, min_group, pair, names),
+        gap_dense_by_chance=chance[0],
+        gap_pruned_by_chance=chance[1],
+        gap_dense_interval=gap_interval(sample, 0) if enough else None,
+        gap_pruned_interval=gap_interval(sample, 1) if enough else None,
+        noise=noise,
     )
 
 
 def choose_pair(
-    table: GroupTable | Sequence[GroupTable] | ArrayLike, among: Sequence[int] | None = None
+    table: GroupTable | Sequence[GroupTable] | ArrayLike,
+    among: Sequence[int] | None = None,
+    *,
+    noisy: bool = False,
 ) -> tuple[int, int]:
     """Choose the two groups to follow: best and worst accuracy of the pruned model on this table.
 
@@ -104,6 +121,7 @@ def choose_pair(
     Args:
         table: counts of other rows; client tables are added up.
         among: group codes to choose from; all where it is not given.
+        noisy: whether noise was added to the counts; what it makes negative counts as zero.
 
     Returns:
         The codes (best, worst), which differ.
@@ -111,7 +129,7 @@ def choose_pair(
     Raises:
         FairnessError: if the table has no rows or there are fewer than two groups to choose from.
     """
-    total = stack_tables(table).sum(axis=0)
+    total = np.maximum(stack_tables(table, noisy=noisy).sum(axis=0), 0)
     codes = list(range(len(total))) if among is None else [int(code) for code in among]
     outside = next((code for code in codes if not 0 <= code < len(total)), None)
     if outside is not None:
@@ -129,13 +147,19 @@ def choose_pair(
 
 
 def _check(
-    total: Counts, names: Sequence[str], confidence: float, resamples: int, min_group: int
+    total: Counts,
+    names: Sequence[str],
+    confidence: float,
+    resamples: int,
+    min_group: int,
+    noisy: bool,
 ) -> None:
     rows = total.sum(axis=(1, 2))
     if len(names) != len(total):
         raise FairnessError(f"names must name {len(total)} groups, got {len(names)} names")
-    if rows.sum() == 0:
-        raise FairnessError("the tables count zero examples: there is nothing to compare")
+    if rows.sum() <= 0:
+        beyond = " beyond their noise" if noisy else ""
+        raise FairnessError(f"the tables count zero examples{beyond}: there is nothing to compare")
     if (rows > 0).sum() < 2:
         only = names[int(rows.argmax())]
         raise FairnessError(f"fairness needs rows of at least two groups, got only {only!r}")
@@ -152,17 +176,19 @@ def _follow_pair(
     names: Sequence[str],
     other: GroupTable | Sequence[GroupTable] | ArrayLike | None,
     other_name: str,
+    other_noise: TableNoise | None,
 ) -> PairChange | None:
     if len(sample.shown) < 2:
         return None
-    elsewhere = sample.total[None] if other is None else stack_tables(other)
+    noisy = (sample.noise if other is None else other_noise) is not None
+    elsewhere = sample.total[None] if other is None else stack_tables(other, noisy=noisy)
     if elsewhere.shape[1:] != sample.total.shape:
         raise FairnessError(
             f"the table to choose the pair on must have {len(names)} groups, "
             f"got {elsewhere.shape[1]}"
         )
-    best, worst = choose_pair(elsewhere, [int(code) for code in sample.shown])
-    dense, pruned = accuracies(sample.total)
+    best, worst = choose_pair(elsewhere, [int(code) for code in sample.shown], noisy=noisy)
+    dense, pruned = sample.shares(sample.total)
     change = difference_change(sample, best, worst)
     same = "the same rows, so the difference itself is biased upward too"
     return PairChange(
@@ -178,9 +204,10 @@ def _follow_pair(
 
 def _overall(sample: Sample) -> AccuracyChange:
     total, totals = sample.total.sum(axis=0), sample.totals.sum(axis=1)
-    (dense, pruned), (dense_draws, pruned_draws) = accuracies(total), accuracies(totals)
+    (dense, pruned), (dense_draws, pruned_draws) = sample.shares(total), accuracies(totals)
     change = overall_change(sample)
-    options = (change.independent, sample.whole_clients, sample.confidence)
+    noise_variance = 2 * len(sample.total) * sample.noise_variance  # wrong, right: 2 cells a group
+    options = (change.independent, sample.whole_clients, sample.confidence, noise_variance)
     return AccuracyChange(
         rows=int(total.sum()),
         dense=float(dense),
@@ -195,10 +222,10 @@ def _overall(sample: Sample) -> AccuracyChange:
 def _group_results(sample: Sample, names: Sequence[str]) -> tuple[GroupResult, ...]:
     codes = [int(code) for code in sample.shown]
     excess = holm([excess_loss(sample, code).p_value() for code in codes])
-    cells = [sample.total[code] for code in codes]
-    exact = [exact_mcnemar(int(cell[1, 0]), int(cell[0, 1])) for cell in cells]
-    tests = dict(zip(codes, zip(excess, exact, holm(exact), strict=True), strict=True))
-    rows = sample.total.sum(axis=(1, 2))
+    exact = _mcnemar(sample, codes)
+    bands = excess_intervals(sample)
+    tests = dict(zip(codes, zip(excess, exact, bands, strict=True), strict=True))
+    rows = np.maximum(sample.total.sum(axis=(1, 2)), 0)
     return tuple(
         _group_result(sample, code, name, *tests[code])
         if code in tests
@@ -207,13 +234,28 @@ def _group_results(sample: Sample, names: Sequence[str]) -> tuple[GroupResult, .
     )
 
 
+def _mcnemar(sample: Sample, codes: list[int]) -> list[tuple[float | None, float | None]]:
+    """Exact p-values and adjusted ones; None where rows depend on each other or counts are noisy."""
+    if sample.whole_clients or sample.noise is not None:
+        return [(None, None)] * len(codes)
+    cells = [sample.total[code] for code in codes]
+    exact = [exact_mcnemar(int(cell[1, 0]), int(cell[0, 1])) for cell in cells]
+    return [(raw, float(adjusted)) for raw, adjusted in zip(exact, holm(exact), strict=True)]
+
+
 def _group_result(
-    sample: Sample, code: int, name: str, p_holm: float, mcnemar: float, mcnemar_holm: float
+    sample: Sample,
+    code: int,
+    name: str,
+    p_holm: float,
+    mcnemar: tuple[float | None, float | None],
+    band: Interval,
 ) -> GroupResult:
     cells = sample.total[code]
-    (dense, pruned), draws = accuracies(cells), accuracies(sample.totals[:, code])
+    (dense, pruned), draws = sample.shares(cells), accuracies(sample.totals[:, code])
     excess = excess_loss(sample, code)
-    options = (excess.independent, sample.whole_clients, sample.confidence)
+    noise_variance = 2 * sample.noise_variance
+    options = (excess.independent, sample.whole_clients, sample.confidence, noise_variance)
     return GroupResult(
         name=name,
         rows=int(cells.sum()),
@@ -226,8 +268,9 @@ def _group_result(
         excess_loss=excess.value,
         excess_interval=excess.interval(sample.confidence),
         p_holm=float(p_holm),
-        mcnemar_p=None if sample.whole_clients else mcnemar,
-        mcnemar_p_holm=None if sample.whole_clients else float(mcnemar_holm),
+        mcnemar_p=mcnemar[0],
+        mcnemar_p_holm=mcnemar[1],
+        excess_simultaneous=band,
     )
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from fedprune.fairness.noise import TableNoise
+from fedprune.fairness.noisy import MOST_VARIATION
 from fedprune.fairness.sample import MIN_CLIENTS, MIN_HOLDERS, Sample
 from fedprune.fairness.summary import PairChange
 
@@ -14,38 +18,96 @@ def describe_condition(sample: Sample) -> str:
     return "this one client" if one else f"these {sample.clients:,} clients"
 
 
-def describe_method(sample: Sample, resamples: int, min_group: int, pair: PairChange | None) -> str:
+def describe_resampled(sample: Sample) -> str:
+    """Name what was resampled."""
+    if sample.whole_clients:
+        return "whole clients"
+    return "records of all clients together" if sample.noise else "records within each client"
+
+
+def describe_method(
+    sample: Sample,
+    resamples: int,
+    min_group: int,
+    pair: PairChange | None,
+    names: Sequence[str],
+) -> str:
     """Describe intervals, tests, bias and the choice of the pair, one sentence each."""
     tests = (
         "p-values of the excess loss are Student's t on the resamples, adjusted over the groups "
         "(Holm)"
     )
-    if not sample.whole_clients:
+    if not sample.whole_clients and sample.noise is None:
         tests += "; rows within these clients are taken as independent, so McNemar's test is exact"
     sentences = [
         f"{100 * sample.confidence:g} % intervals of differences: {resamples:,} paired bootstrap "
         f"resamples of {_resampled(sample)}; expanded percentiles (Hesterberg 2015).",
         f"Intervals of accuracies: Wilson's{_effective(sample)}.",
         f"{tests[0].upper()}{tests[1:]}.",
+        *_noise_sentences(sample, min_group),
+        *_one_client_sentence(sample, names),
         _pair_sentence(len(sample.shown), min_group, pair),
     ]
     return " ".join(sentences)
 
 
+def describe_noise(noise: TableNoise) -> str:
+    """Say what was added to every count."""
+    words = f"{noise.kind.replace('-', ' ')} noise of scale {noise.scale:g}"
+    if noise.draws > 1:
+        words += f", {noise.draws:,} draws together,"
+    clipped = "" if noise.clipped_to is None else f" (tables cut down to {noise.clipped_to:,} rows)"
+    return f"{words} in every count of every client{clipped}"
+
+
+def _noise_sentences(sample: Sample, min_group: int) -> list[str]:
+    if sample.noise is None:
+        return []
+    how = (
+        "noisy tables of whole clients are resampled as they are, so the noise is in the intervals"
+        if sample.whole_clients
+        else "every resample draws the noise anew from its exact distribution"
+    )
+    return [
+        f"Clients added {describe_noise(sample.noise)}: {how}.",
+        f"A group gets figures where its noisy count proves {min_group} rows at "
+        f"{100 * sample.confidence:g} % and the noise is at most {100 * MOST_VARIATION:g} % of it.",
+    ]
+
+
+def _one_client_sentence(sample: Sample, names: Sequence[str]) -> list[str]:
+    if sample.noise is not None or sample.clients < 2:
+        return []
+    alone = [str(names[int(code)]) for code in sample.shown if sample.holders[code] == 1]
+    if not alone:
+        return []
+    return [f"On one client only, whose figures they therefore are: {', '.join(alone)}."]
+
+
 def _resampled(sample: Sample) -> str:
     if sample.whole_clients:
-        return f"whole clients ({sample.clients:,} with rows)"
+        those = "" if sample.noise is not None else " with rows"
+        return f"whole clients ({sample.clients:,}{those})"
     records = (
-        "records within each client (clients under 30 rows drawn from together), so the "
+        f"{_records_of(sample)}, so the "
         f"conclusion holds for {describe_condition(sample)} only and not for others like them"
     )
     if sample.clients < MIN_CLIENTS:
         return f"{records}: fewer than {MIN_CLIENTS} clients cannot be resampled as wholes"
     few = int(sample.holders[sample.shown].min())
     return (
-        f"{records}: one of the groups has rows on {few} clients, and fewer than {MIN_HOLDERS} "
+        f"{records}: one of the groups has rows on {_about(sample)}{few} clients, and fewer than {MIN_HOLDERS} "
         f"cannot be resampled as wholes"
     )
+
+
+def _about(sample: Sample) -> str:
+    return "" if sample.noise is None else "about "
+
+
+def _records_of(sample: Sample) -> str:
+    pooled = "" if sample.noise else " (clients under 30 rows drawn from together)"
+    return f"{describe_resampled(sample)}{pooled}"
 
 
 def _effective(sample: Sample) -> str:

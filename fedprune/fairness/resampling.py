@@ -19,13 +19,16 @@ Totals = NDArray[np.float64]
 _CHUNK_WEIGHTS = 500_000  # weights held at once: 4 MB, near the size of a processor's cache
 
 
-def resample_clients(tables: Counts, resamples: int, generator: np.random.Generator) -> Totals:
+def resample_clients(
+    tables: Counts, resamples: int, generator: np.random.Generator, *, noisy: bool = False
+) -> Totals:
     """Draw whole clients with replacement and add their tables up.
 
     Args:
         tables: [num_clients, num_groups, 2, 2]; clients without rows are left out.
         resamples: how many resamples.
         generator: a seeded stream.
+        noisy: whether counts are noisy: then who has no rows is not known, and all clients stay.
 
     Returns:
         Totals of every resample: [resamples, num_groups, 2, 2] float64, whole numbers.
@@ -33,7 +36,7 @@ def resample_clients(tables: Counts, resamples: int, generator: np.random.Genera
     Raises:
         FairnessError: if there is no resample or no client with rows.
     """
-    held = tables[tables.sum(axis=(1, 2, 3)) > 0]
+    held = tables if noisy else tables[tables.sum(axis=(1, 2, 3)) > 0]
     _check(len(held), resamples)
     flat = held.reshape(len(held), -1).astype(np.float64)
     totals = np.empty((resamples, flat.shape[1]))

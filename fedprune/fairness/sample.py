@@ -15,6 +15,8 @@ from fedprune.fairness.intervals import (
     unseen_share,
     wilson,
 )
+from fedprune.fairness.noise import TableNoise
+from fedprune.fairness.noisy import decided_groups, effective_holders, resample_noisy_records
 from fedprune.fairness.resampling import resample_clients, resample_records
 from fedprune.fairness.tables import Counts
 from fedprune.randomness import SimulationRandomness
@@ -33,23 +35,36 @@ class Sample:
         total: [num_groups, 2, 2] counts.
         totals: [resamples, num_groups, 2, 2] counts of every resample.
         shown: codes of the groups that have rows enough.
-        holders: [num_groups] clients with rows of the group.
-        clients: clients with rows.
+        holders: [num_groups] clients with rows of the group; estimated where there is noise.
+        effective: [num_groups] clients of equal size that would say as much about the group.
+        clients: clients with rows; all clients where there is noise.
         whole_clients: whether whole clients were resampled, or else records within clients.
         confidence: of every interval.
+        noise: in every cell of every client's table; None where counts are exact.
+        noise_variance: of every count in `total`.
     """
 
     total: Counts
     totals: Floats
     shown: Counts
     holders: Counts
+    effective: Counts
     clients: int
     whole_clients: bool
     confidence: float
+    noise: TableNoise | None = None
+    noise_variance: float = 0.0
 
     def independent(self, code: int) -> int:
-        """Independent draws behind a group: clients that hold it, or its rows."""
-        return int(self.holders[code] if self.whole_clients else self.total[code].sum())
+        """Independent draws behind a group: clients that hold it, in effect, or its rows."""
+        if self.whole_clients:
+            return max(2, int(self.effective[code]))
+        return int(self.total[code].sum())
+
+    def shares(self, counts: Counts) -> tuple[Floats, Floats]:
+        """Dense and pruned accuracy of `counts`; noise cannot make them impossible."""
+        dense, pruned = accuracies(counts)
+        return np.clip(dense, 0.0, 1.0), np.clip(pruned, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -91,9 +106,16 @@ class Change:
 
 
 def draw_sample(
-    tables: Counts, min_group: int, confidence: float, resamples: int, rng: SimulationRandomness
+    tables: Counts,
+    min_group: int,
+    confidence: float,
+    resamples: int,
+    rng: SimulationRandomness,
+    noise: TableNoise | None = None,
 ) -> Sample:
     """Resample client tables [num_clients, num_groups, 2, 2] as their number allows."""
+    if noise is not None:
+        return _draw_noisy_sample(tables, min_group, confidence, resamples, rng, noise)
     by_client = tables.sum(axis=(2, 3))
     shown = np.flatnonzero(by_client.sum(axis=0) >= min_group)
     holders = (by_client > 0).sum(axis=0)
@@ -101,7 +123,38 @@ def draw_sample(
     whole = clients >= MIN_CLIENTS and bool(np.all(holders[shown] >= MIN_HOLDERS))
     draw = resample_clients if whole else resample_records
     totals = draw(tables, resamples, rng.stream("fairness resamples").generator)
-    return Sample(tables.sum(axis=0), totals, shown, holders, clients, whole, confidence)
+    effective = effective_holders(tables)
+    return Sample(tables.sum(axis=0), totals, shown, holders, effective, clients, whole, confidence)
+
+
+def _draw_noisy_sample(
+    tables: Counts,
+    min_group: int,
+    confidence: float,
+    resamples: int,
+    rng: SimulationRandomness,
+    noise: TableNoise,
+) -> Sample:
+    generator = rng.stream("fairness resamples").generator
+    shown = decided_groups(tables, min_group, confidence, noise)
+    holders = effective_holders(tables, noise)
+    whole = len(tables) >= MIN_CLIENTS and bool(np.all(holders[shown] >= MIN_HOLDERS))
+    if whole:
+        totals = resample_clients(tables, resamples, generator, noisy=True)
+    else:
+        totals = resample_noisy_records(tables, resamples, noise, generator)
+    return Sample(
+        total=tables.sum(axis=0),
+        totals=totals,
+        shown=shown,
+        holders=holders,
+        effective=holders,
+        clients=len(tables),
+        whole_clients=whole,
+        confidence=confidence,
+        noise=noise,
+        noise_variance=noise.times(len(tables)).variance,
+    )
 
 
 def accuracies(counts: Counts | Floats) -> tuple[Floats, Floats]:
@@ -112,7 +165,12 @@ def accuracies(counts: Counts | Floats) -> tuple[Floats, Floats]:
 
 
 def accuracy_interval(
-    counts: Counts, draws: Floats, independent: int, whole_clients: bool, confidence: float
+    counts: Counts,
+    draws: Floats,
+    independent: int,
+    whole_clients: bool,
+    confidence: float,
+    noise_variance: float = 0.0,
 ) -> Interval:
     """Wilson's interval, with the effective number of rows where clients were resampled.
 
@@ -121,23 +179,44 @@ def accuracy_interval(
     the resamples, reduced for the degrees of freedom (Korn and Graubard 1998, for
     Clopper-Pearson; Dean and Pagano 2015 recommend the same for Wilson).
 
+    Noise in the counts is an error of its own, as wide near 0 and 1 as elsewhere. Wilson's
+    interval is that of the sampling alone, and the noise is added to each side in squares (the
+    method of variance estimates recovery, Zou and Donner 2008).
+
     Args:
         counts: [2] wrong and right.
         draws: [resamples] accuracy in every resample.
         independent: clients that hold the rows.
         whole_clients: whether whole clients were resampled.
         confidence: coverage asked for.
+        noise_variance: of the noise in each of the two counts.
     """
     rows = float(counts.sum())
+    right = min(rows, max(0.0, float(counts[1])))
+    share = right / rows
+    from_noise = noise_variance * ((1 - share) ** 2 + share**2) / rows**2
     if not whole_clients:
-        return wilson(float(counts[1]), rows, confidence)
-    share, variance = float(counts[1]) / rows, float(np.nanvar(draws))
+        return _add_noise(wilson(right, rows, confidence), share, from_noise, confidence)
     spread = share * (1 - share)
+    variance = float(np.nanvar(draws)) - from_noise
+    if noise_variance:
+        variance = max(variance, spread / rows)
     effective = spread / variance if spread > 0 and variance > 0 else float(independent)
     tail = (1 - confidence) / 2
     effective *= float(stats.norm.isf(tail) / stats.t.isf(tail, independent - 1)) ** 2
     effective = min(rows, effective)
-    return wilson(share * effective, effective, confidence)
+    sampling = wilson(share * effective, effective, confidence)
+    return _add_noise(sampling, share, from_noise, confidence)
+
+
+def _add_noise(sampling: Interval, share: float, variance: float, confidence: float) -> Interval:
+    if variance == 0:
+        return sampling
+    reach = float(stats.norm.isf((1 - confidence) / 2)) * math.sqrt(variance)
+    return Interval(
+        max(0.0, share - math.hypot(share - sampling.low, reach)),
+        min(1.0, share + math.hypot(sampling.high - share, reach)),
+    )
 
 
 def overall_change(sample: Sample) -> Change:
@@ -179,7 +258,7 @@ def _pruned_minus_dense(counts: Counts | Floats) -> Floats:
 
 
 def _allowance(cells: Counts, independent: int, confidence: float) -> float:
-    rows, lost, gained = int(cells.sum()), int(cells[1, 0]), int(cells[0, 1])
+    rows, lost, gained = int(cells.sum()), max(0, int(cells[1, 0])), max(0, int(cells[0, 1]))
     one_sided = 1 - (1 - confidence) / 2
     if lost + gained == 0:
         return unseen_share(independent, one_sided)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedprune.fairness.intervals import Interval
+from fedprune.fairness.noise import TableNoise
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class GroupResult:
     `excess_loss` is psi_g = (A_g dense - A_g pruned) - (A dense - A pruned): what pruning cost
     this group beyond what it cost everyone. `p_holm` tests psi_g = 0, adjusted over the groups.
     `mcnemar_p` tests that dense and pruned are equally often right in this group, exactly; it is
-    None too where rows are not independent, because whole clients were resampled.
+    None too where rows are not independent, because whole clients were resampled, and where counts
+    are noisy. `excess_simultaneous` holds together with those of all other groups; where counts are
+    noisy, `rows` and `clients` are estimates.
     """
 
     name: str
@@ -44,6 +47,7 @@ class GroupResult:
     p_holm: float | None = None
     mcnemar_p: float | None = None
     mcnemar_p_holm: float | None = None
+    excess_simultaneous: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,12 @@ class Spread:
     """Accuracy over clients: variance (over clients with rows), worst tenth and worst client.
 
     `bottom_tenth` is the mean accuracy of the tenth of clients (at least one) that fare worst.
+    All are None where counts are noisy: a client's own ratio then says more about its noise.
     """
 
-    variance: float
-    bottom_tenth: float
-    worst: float
+    variance: float | None
+    bottom_tenth: float | None
+    worst: float | None
 
 
 @dataclass(frozen=True)
@@ -89,13 +94,18 @@ class ClientSpread:
 
     `chance_variance_*` is the variance that the clients' few rows alone would bring if every
     client had the same accuracy: a variance near it says nothing against equality.
+    `between_variance_*` is the variance of the clients' own accuracies with chance and noise taken
+    out, a client counting by its pairs of rows; 0 where less differs than chance would make, None
+    where no client has two rows or noise hides whether one has.
     """
 
     clients: int
     dense: Spread
     pruned: Spread
-    chance_variance_dense: float
-    chance_variance_pruned: float
+    chance_variance_dense: float | None
+    chance_variance_pruned: float | None
+    between_variance_dense: float | None = None
+    between_variance_pruned: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,9 @@ class FairnessSummary:
     `gap_dense` and `gap_pruned` are best minus worst accuracy among groups of at least
     `min_group` rows, `gap_change` is their difference (pruned minus dense); None where fewer than
     two groups are large enough. They are biased upward, so the interval is that of `pair`, whose
-    two groups were fixed beforehand. `conditional_on` says for whom the intervals speak; it is
+    two groups were fixed beforehand. `gap_*_by_chance` is the mean gap that groups of equal accuracy
+    would show by chance (and noise) alone; `gap_*_interval` covers the gap whichever groups are
+    best and worst. `noise` describes what was added to the counts, if anything. `conditional_on` says for whom the intervals speak; it is
     empty where they speak for the population that the clients were drawn from.
     """
 
@@ -125,6 +137,11 @@ class FairnessSummary:
     resampled: str
     conditional_on: str
     method: str
+    gap_dense_by_chance: float | None = None
+    gap_pruned_by_chance: float | None = None
+    gap_dense_interval: Interval | None = None
+    gap_pruned_interval: Interval | None = None
+    noise: TableNoise | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give plain lists, dicts, numbers and strings, as `summary.json` holds them."""

@@ -200,21 +200,25 @@ def client_tables(
     return counts.astype(np.int64).reshape(client_count, group_count, 2, 2)
 
 
-def stack_tables(tables: GroupTable | Sequence[GroupTable] | ArrayLike) -> Counts:
+def stack_tables(
+    tables: GroupTable | Sequence[GroupTable] | ArrayLike, *, noisy: bool = False
+) -> Counts:
     """Bring tables into one array: [num_clients, num_groups, 2, 2] int64.
 
     Args:
         tables: one table, a sequence of tables (one a client), or counts whose last three axes
             are [num_groups, 2, 2].
+        noisy: whether noise was added to the counts, which then may be negative.
 
     Raises:
-        FairnessError: if there is no table, shapes differ or a count is no natural number.
+        FairnessError: if there is no table, shapes differ or a count is no natural number (no
+            whole number, for noisy ones).
     """
     if isinstance(tables, GroupTable):
         return tables.to_array()[None]
     if isinstance(tables, Sequence) and any(isinstance(table, GroupTable) for table in tables):
         return _stack_sequence(tables)
-    counts = _checked_counts(np.asarray(tables))
+    counts = _checked_counts(np.asarray(tables), noisy)
     return counts.reshape(-1, *counts.shape[-3:])
 
 
@@ -228,7 +232,7 @@ def _stack_sequence(tables: Sequence[Any]) -> Counts:
     return np.stack([table.counts for table in tables])
 
 
-def _checked_counts(counts: NDArray[Any]) -> Counts:
+def _checked_counts(counts: NDArray[Any], noisy: bool = False) -> Counts:
     if counts.ndim < 3 or counts.shape[-2:] != (2, 2) or 0 in counts.shape:
         raise FairnessError(
             f"count tables must end in the axes [num_groups, 2, 2] and hold at least one group, "
@@ -238,7 +242,7 @@ def _checked_counts(counts: NDArray[Any]) -> Counts:
         raise FairnessError(f"counts must be whole numbers, got the type {counts.dtype}")
     if counts.dtype.kind == "f" and not np.array_equal(counts, np.floor(counts)):
         raise FairnessError("counts must be whole numbers, got fractions or values not finite")
-    if counts.min() < 0:
+    if not noisy and counts.min() < 0:
         raise FairnessError(f"counts must be at least 0, got {counts.min()}")
     return counts.astype(np.int64)
 

@@ -1,30 +1,24 @@
-"""Certified l2 norms of convolutions.
+"""Certified l2 norms of convolutions: the least of the rigorous bounds that are affordable.
 
-A zero-padded convolution is a compression of the circular one on a torus that is large enough for
-every read outside the map to fall on a zero: n + max(padding) points an axis. At size n it is not,
-and the spectrum can lie below the truth. A stride s is taken in by the polyphase form: input
-positions are sorted by their remainder modulo s, which become channels, and the torus has
-ceil((n + padding) / s) points. On the torus the operator is block diagonal under the Fourier
-transform (Sedghi, Gupta & Long, ICLR 2019), one block [out, in * remainders] a frequency.
-
-Rounding: a block entry is a sum of P products of weights with roots of unity. The roots are good
-to 16 eps, the sum to P eps, the weights to 16 eps (folding), so a block is off by at most
-(P + 64) eps ||A||_F in norm, A being the same block with absolute values in place of phases.
+* As the explicit (block Toeplitz) matrix that it is, where that is small.
+* On a torus of which it is a compression: n + max(padding) points an axis, ceil((n + padding) / s)
+  with stride s; see `torus`. At size n it is no compression, and the spectrum can lie below the
+  truth.
+* sqrt(taps) times the smallest of the unfoldings, and Schur's test: both in closed form and never
+  below the torus, so they decide only where the torus had to be bounded by Gram iteration. The
+  tensor norm between torus and unfoldings (Grishina et al., 2024) has no certified algorithm.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import reduce
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedprune.robustness.geometry import Axis, Geometry
 from fedprune.robustness.rounding import (
     EPSILON,
     Floats,
@@ -33,55 +27,25 @@ from fedprune.robustness.rounding import (
     sqrt_up,
     up,
 )
-from fedprune.robustness.spectral import Matrices, Norm, matrix_norm, stack_norm
+from fedprune.robustness.spectral import Norm, matrix_norm
+from fedprune.robustness.torus import absolute_blocks, torus_norm
+
+__all__ = [
+    "Axis",
+    "Geometry",
+    "absolute_blocks",
+    "absolute_norm",
+    "convolution_norm",
+    "convolve",
+    "explicit_matrix",
+    "padding_norm",
+    "schur_norm",
+    "torus_norm",
+    "unfolding_norm",
+]
 
 MAX_EXPLICIT_WORK = 4e7
 """m * n * min(m, n) up to which a convolution is bounded as the explicit matrix that it is."""
-
-CHUNK_ENTRIES = 4_000_000
-"""Complex entries of Fourier blocks held at a time (64 MB)."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One spatial axis of a sliding window: `low` and `high` are the padding on either side."""
-
-    length: int
-    kernel: int
-    stride: int = 1
-    dilation: int = 1
-    low: int = 0
-    high: int = 0
-
-    @property
-    def outputs(self) -> int:
-        """How many windows fit."""
-        reach = self.dilation * (self.kernel - 1) + 1
-        return (self.length + self.low + self.high - reach) // self.stride + 1
-
-    @property
-    def torus(self) -> int:
-        """Polyphase points of a torus of which the zero-padded operator is a compression.
-
-        Reads run from -low to length + high - 1, so with stride * torus >= length + max(low, high)
-        every read outside the map meets a zero; distinct outputs need torus >= outputs.
-        """
-        zeros = max(self.low, self.high)
-        return max(-(-(self.length + zeros) // self.stride), self.outputs)
-
-    @property
-    def multiplicity(self) -> int:
-        """How many windows one input position can fall in, at most: ceil(k gcd(d, s) / s)."""
-        return -(-self.kernel * math.gcd(self.dilation, self.stride) // self.stride)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The axes of a convolution, its groups, and what its padding is made of."""
-
-    axes: tuple[Axis, ...]
-    groups: int = 1
-    padding_mode: str = "zeros"
 
 
 def convolution_norm(weight: Floats, geometry: Geometry) -> Norm:
@@ -89,39 +53,31 @@ def convolution_norm(weight: Floats, geometry: Geometry) -> Norm:
 
     Args:
         weight: [out, in / groups, *kernel] float64.
-        geometry: map sizes, strides, paddings, dilations and groups.
+        geometry: map sizes, strides, paddings, dilations, groups and what the padding is made of.
     """
+    if _explicit_work(weight, geometry) <= MAX_EXPLICIT_WORK:
+        return _explicit_norm(weight, geometry)
     if geometry.padding_mode != "zeros":
         return _padded_norm(weight, geometry)
-    if _explicit_work(weight, geometry) <= MAX_EXPLICIT_WORK:
-        norm = matrix_norm(explicit_matrix(weight, geometry))
-        return Norm(norm.value, f"explicit {norm.method}")
     torus = torus_norm(weight, geometry)
-    if torus.method == "torus gram":  # the other two are not above the unfoldings, or hardly
-        return min(torus, unfolding_norm(weight, geometry), key=lambda norm: norm.value)
+    if torus.method == "torus gram":
+        others = (unfolding_norm(weight, geometry), schur_norm(weight, geometry))
+        return min(torus, *others, key=lambda norm: norm.value)
     return torus
 
 
-def torus_norm(weight: Floats, geometry: Geometry, torus: tuple[int, ...] | None = None) -> Norm:
-    """Bound a zero-padded convolution by the largest Fourier block on the torus.
+def schur_norm(weight: Floats, geometry: Geometry) -> Norm:
+    """Bound by Schur's test: sqrt of the largest row sum times the largest column sum of |W|.
 
-    Args:
-        weight: [out, in / groups, *kernel] float64.
-        geometry: as for `convolution_norm`.
-        torus: points an axis (polyphase); only sizes that `Axis.torus` proves are the default.
+    A row of the operator meets every weight of its output channel; a column those taps whose
+    remainder modulo the stride is that of its position. Padding may drop some of either.
     """
-    sizes = torus or tuple(axis.torus for axis in geometry.axes)
-    largest, methods = 0.0, set()
-    for blocks in _fourier_blocks(weight, geometry, sizes):
-        norm = stack_norm(blocks, floor=largest)
-        largest = norm.value
-        methods.add(norm.method)
-    method = next(name for name in ("gram", "cholesky", "svd", "zero") if name in methods)
-    taps = math.prod(weight.shape[2:])
-    slack = up(
-        (taps + 64) * EPSILON * float(norm_up(absolute_blocks(weight, geometry), (1, 2)).max())
-    )
-    return Norm(up(largest + slack), f"torus {method}")
+    blocks = absolute_blocks(weight, geometry)
+    growth = 1 + (sum(blocks.shape[1:]) + weight[0].size + 8) * EPSILON
+    rows = product_up(float(blocks.sum(axis=2).max()), growth)
+    columns = product_up(float(blocks.sum(axis=1).max()), growth)
+    value = product_up(sqrt_up(rows), sqrt_up(columns), padding_norm(geometry))
+    return Norm(up(value * (1 + 32 * EPSILON)), "schur")
 
 
 def unfolding_norm(weight: Floats, geometry: Geometry) -> Norm:
@@ -204,19 +160,8 @@ def absolute_norm(weight: Floats, geometry: Geometry) -> float:
     |M(w)| <= A entry by entry at every frequency, so ||A|| bounds all blocks; ||A|| is at most the
     Frobenius norm and at most sqrt(||A||_1 ||A||_inf) (Schur).
     """
-    blocks = absolute_blocks(weight, geometry)
-    frobenius = float(norm_up(blocks, (1, 2)).max())
-    rows, columns = blocks.sum(axis=2).max(), blocks.sum(axis=1).max()
-    growth = 1 + (sum(blocks.shape[1:]) + 8) * EPSILON
-    schur = sqrt_up(up(float(rows) * float(columns) * growth * growth))
-    return product_up(min(frobenius, schur), padding_norm(geometry))
-
-
-def absolute_blocks(weight: Floats, geometry: Geometry) -> Floats:
-    """Sum |weight| over the taps of each remainder: [groups, out / groups, in * remainders]."""
-    folded = _Polyphase.of(geometry)
-    sums = folded.gather(np.abs(weight), np.ones((1, folded.shifts.shape[1])))
-    return np.asarray(sums.real[0], dtype=np.float64)
+    frobenius = float(norm_up(absolute_blocks(weight, geometry), (1, 2)).max())
+    return min(product_up(frobenius, padding_norm(geometry)), schur_norm(weight, geometry).value)
 
 
 def padding_norm(geometry: Geometry) -> float:
@@ -232,6 +177,40 @@ def padding_norm(geometry: Geometry) -> float:
     return 1.0 if copies == 1 else sqrt_up(copies)
 
 
+def _explicit_norm(weight: Floats, geometry: Geometry) -> Norm:
+    """Bound the operator as a matrix; padding that copies entries adds up columns."""
+    if geometry.padding_mode == "zeros":
+        norm = matrix_norm(explicit_matrix(weight, geometry))
+        return Norm(norm.value, f"explicit {norm.method}")
+    wide = explicit_matrix(weight, _padded_map(geometry))
+    rows, inputs = len(wide), weight.shape[1] * geometry.groups
+    columns = math.prod(axis.length for axis in geometry.axes)
+    sources = _sources(geometry)
+    matrix = np.zeros((columns, rows, inputs))
+    np.add.at(matrix, sources, wide.reshape(rows, inputs, -1).transpose(2, 0, 1))
+    norm = matrix_norm(matrix.transpose(1, 2, 0).reshape(rows, -1))
+    copies = int(np.bincount(sources).max())
+    slack = up((2 * copies + 16) * EPSILON * product_up(sqrt_up(copies), float(norm_up(wide))))
+    return Norm(up(norm.value + slack), f"explicit {norm.method}")
+
+
+def _padded_map(geometry: Geometry) -> Geometry:
+    """Describe the same convolution of the map after its padding."""
+    axes = (Axis(a.length + a.low + a.high, a.kernel, a.stride, a.dilation) for a in geometry.axes)
+    return Geometry(tuple(axes), geometry.groups)
+
+
+def _sources(geometry: Geometry) -> NDArray[np.int64]:
+    """Number the map point that each point of the padded map copies: [padded points]."""
+    lines = []
+    for axis in geometry.axes:
+        line = torch.arange(axis.length, dtype=torch.float64).reshape(1, 1, -1)
+        sides = (axis.low, axis.high)
+        padded = torch.nn.functional.pad(line, sides, mode=geometry.padding_mode)
+        lines.append(padded.flatten().long().numpy())
+    return _flat(lines, [axis.length for axis in geometry.axes])
+
+
 def _padded_norm(weight: Floats, geometry: Geometry) -> Norm:
     """Bound a convolution with circular, reflected or replicated padding."""
     if geometry.padding_mode == "circular" and all(
@@ -240,10 +219,7 @@ def _padded_norm(weight: Floats, geometry: Geometry) -> Norm:
     ):
         sizes = tuple(axis.length // axis.stride for axis in geometry.axes)
         return torus_norm(weight, geometry, sizes)
-    bare = tuple(
-        Axis(a.length + a.low + a.high, a.kernel, a.stride, a.dilation) for a in geometry.axes
-    )
-    inner = convolution_norm(weight, Geometry(bare, geometry.groups))
+    inner = convolution_norm(weight, _padded_map(geometry))
     value = product_up(padding_norm(geometry), inner.value)
     return Norm(value, f"{geometry.padding_mode} padding x {inner.method}")
 
@@ -253,61 +229,3 @@ def _explicit_work(weight: Floats, geometry: Geometry) -> float:
     inputs = weight.shape[1] * geometry.groups
     columns = inputs * math.prod(axis.length for axis in geometry.axes)
     return float(rows * columns * min(rows, columns))
-
-
-@dataclass(frozen=True)
-class _Polyphase:
-    """Every tap's whole steps [axes, taps] and its remainder's index [taps]."""
-
-    shifts: NDArray[np.int64]
-    remainders: NDArray[np.int64]
-    groups: int
-
-    @classmethod
-    def of(cls, geometry: Geometry) -> _Polyphase:
-        taps = np.indices([axis.kernel for axis in geometry.axes]).reshape(len(geometry.axes), -1)
-        dilation = np.array([[axis.dilation] for axis in geometry.axes])
-        stride = np.array([[axis.stride] for axis in geometry.axes])
-        shifts, remainders = np.divmod(taps * dilation, stride)
-        flat = reduce(
-            lambda key, axis: key * (axis[0].stride) + axis[1],
-            zip(geometry.axes, remainders, strict=True),
-            np.zeros_like(taps[0]),
-        )
-        return cls(shifts, np.unique(flat, return_inverse=True)[1], geometry.groups)
-
-    def gather(self, weight: Floats, phases: Matrices) -> NDArray[Any]:
-        """Sum taps with phases [frequencies, taps] into [frequencies, groups, out, in * rem]."""
-        out, inputs = weight.shape[:2]
-        flat = weight.reshape(out * inputs, -1)
-        count = int(self.remainders.max()) + 1
-        parts = [
-            phases[:, self.remainders == r] @ flat[:, self.remainders == r].T for r in range(count)
-        ]
-        blocks = np.stack(parts, axis=-1)  # [frequencies, out * in, remainders]
-        return blocks.reshape(len(phases), self.groups, out // self.groups, inputs * count)
-
-
-def _fourier_blocks(
-    weight: Floats, geometry: Geometry, sizes: tuple[int, ...]
-) -> Iterator[Matrices]:
-    """Yield stacks of Fourier blocks [count, out / groups, in * remainders] over the torus.
-
-    The kernel is real, so the last axis needs half of its frequencies; an axis along which all
-    taps share one shift has the same block everywhere, up to a phase.
-    """
-    folded = _Polyphase.of(geometry)
-    ranges = [
-        size if np.ptp(shift) else 1 for size, shift in zip(sizes, folded.shifts, strict=True)
-    ]
-    ranges[-1] = ranges[-1] // 2 + 1 if ranges[-1] > 1 else 1
-    frequencies = np.indices(ranges).reshape(len(ranges), -1)
-    chunk = max(1, CHUNK_ENTRIES // (weight.size * 2))
-    for start in range(0, frequencies.shape[1], chunk):
-        part = frequencies[:, start : start + chunk]
-        phases = np.ones((part.shape[1], folded.shifts.shape[1]), dtype=np.complex128)
-        for size, frequency, shift in zip(sizes, part, folded.shifts, strict=True):
-            turns = np.outer(frequency, shift) % size  # exact integers: no large arguments
-            phases *= np.exp(2j * np.pi * turns / size)
-        blocks = folded.gather(weight, phases)
-        yield blocks.reshape(-1, *blocks.shape[2:])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from fedprune.errors import RobustnessError
+from fedprune.robustness.composition import PRODUCT, BlockNorm, Composition, compose
 from fedprune.robustness.lower import lower_bound
 from fedprune.robustness.network import Network, Std, input_scale
 from fedprune.robustness.tracer import lower
@@ -23,6 +25,13 @@ class OpNorm(NamedTuple):
     method: str
 
 
+class NamedBound(NamedTuple):
+    """An upper bound and the way it was found."""
+
+    method: str
+    upper: float
+
+
 @dataclass(frozen=True)
 class LipschitzBound:
     """The l2 Lipschitz constant of a network from input to output, enclosed.
@@ -33,13 +42,17 @@ class LipschitzBound:
         lower: the largest Jacobian norm found; no proof is needed for its use, only to see how
             loose `upper` may be.
         per_op: the certified norm of every operation, batch norm folded, in order.
-        method: how the operations were put together.
+        method: how the operations were put together to give `upper`.
+        alternatives: every valid upper bound with its name; `upper` is the least of them.
+        blocks: parts that were bounded as a whole, beside the product over their operations.
     """
 
     upper: float
     lower: float
     per_op: tuple[OpNorm, ...]
-    method: str = "product of layer norms, branches added"
+    method: str = PRODUCT
+    alternatives: tuple[NamedBound, ...] = ()
+    blocks: tuple[BlockNorm, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -53,13 +66,18 @@ class BoundedNetwork:
 
     Attributes:
         network: as the model computes it; used to evaluate.
-        bounds: Lipschitz bound of each node with respect to the (unnormalised) input.
+        composition: Lipschitz bound of each node with respect to the (unnormalised) input.
         per_op: the norms behind them.
     """
 
     network: Network
-    bounds: dict[str, float]
+    composition: Composition
     per_op: tuple[OpNorm, ...]
+
+    @property
+    def bounds(self) -> Mapping[str, float]:
+        """The least bound of each node."""
+        return self.composition.bounds
 
 
 def lipschitz(
@@ -71,11 +89,14 @@ def lipschitz(
     samples: int = 8,
     iterations: int = 12,
     seed: int = 0,
+    tighten: bool = True,
 ) -> LipschitzBound:
     """Bound the l2 Lipschitz constant of a network in eval mode.
 
     The upper bound multiplies certified norms of the operations along the graph, adds branches
     that meet in an addition and takes the root of the sum of squares where they are concatenated.
+    Dense parts and residual blocks that are small enough are bounded as a whole by LipSDP where
+    that is less (see `composition`).
     The lower bound is the largest singular value of the Jacobian found by power iteration with
     Jacobian-vector products at sampled points, and at `lower_inputs`.
 
@@ -88,12 +109,13 @@ def lipschitz(
         samples: random points for the lower bound; 0 skips them.
         iterations: power iterations at each point.
         seed: of the random points.
+        tighten: False keeps to products of norms.
 
     Raises:
         RobustnessError: train mode, hooks, weights that are not finite, no traceable graph.
         UnsupportedOpError: an operation without a rigorous rule, named with its node.
     """
-    bounded = bound_network(model, example_input, input_std=input_std)
+    bounded = bound_network(model, example_input, input_std=input_std, tighten=tighten)
     found = lower_bound(
         model,
         example_input,
@@ -103,7 +125,17 @@ def lipschitz(
         iterations=iterations,
         seed=seed,
     )
-    return LipschitzBound(bounded.bounds[bounded.network.output], found, bounded.per_op)
+    output, composition = bounded.network.output, bounded.composition
+    ways = {PRODUCT: composition.products[output]}
+    ways[composition.method(output)] = composition.bounds[output]
+    return LipschitzBound(
+        composition.bounds[output],
+        found,
+        bounded.per_op,
+        composition.method(output),
+        tuple(NamedBound(method, upper) for method, upper in ways.items()),
+        composition.blocks,
+    )
 
 
 def bound_network(
@@ -112,19 +144,22 @@ def bound_network(
     *,
     input_std: Std | None = None,
     keep_head: bool = False,
+    tighten: bool = True,
 ) -> BoundedNetwork:
     """Lower a model and bound every node; see `lipschitz` for arguments and errors.
 
     With `keep_head` the input's scaling is never folded into the linear head, so that the bound of
-    the head's input goes with the head's own rows.
+    the head's input goes with the head's own rows; it is then this bound that is made small.
     """
     network = lower(model, example_input)
     scale = input_scale(input_std, network.input_shape)
     scaled, input_bound = network, 1.0
     if scale is not None:
         scaled, input_bound = network.scale_input(scale, network.head if keep_head else None)
-    bounds = scaled.bounds(input_bound)
-    if not math.isfinite(bounds[network.output]):
+    head = network.head if keep_head else None
+    end = network.output if head is None else network.steps[head].inputs[0]
+    composition = compose(scaled, input_bound, [end], tighten=tighten)
+    if not math.isfinite(composition.bounds[network.output]):
         raise RobustnessError("the Lipschitz bound is not finite: the weights are too large")
     norms = [
         OpNorm(name, step.operation.kind, step.operation.norm.value, step.operation.norm.method)
@@ -132,4 +167,4 @@ def bound_network(
     ]
     if input_bound != 1.0:
         norms.insert(0, OpNorm(network.input, "input scaling", input_bound, "largest 1 / std"))
-    return BoundedNetwork(network, bounds, tuple(norms))
+    return BoundedNetwork(network, composition, tuple(norms))

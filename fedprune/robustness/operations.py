@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedprune.robustness.cache import NORMS
 from fedprune.robustness.layer_norms import (
     Geometry,
     absolute_norm,
@@ -182,7 +183,10 @@ class Convolution(Affine):
     @cached_property
     def norm(self) -> Norm:
         """Bound by the rules of `layer_norms`."""
-        return convolution_norm(self.weight.numpy(), self.geometry)
+        weight = self.weight.numpy()
+        return NORMS.norm(
+            f"convolution {self.geometry}", weight, lambda: convolution_norm(weight, self.geometry)
+        )
 
     @cached_property
     def rounding(self) -> Rounding:
@@ -239,7 +243,8 @@ class Dense(Affine):
     @cached_property
     def norm(self) -> Norm:
         """Largest singular value of the weight."""
-        return matrix_norm(self.weight.numpy())
+        weight = self.weight.numpy()
+        return NORMS.norm("linear", weight, lambda: matrix_norm(weight))
 
     @cached_property
     def rounding(self) -> Rounding:

@@ -37,7 +37,8 @@ def script(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def options(root: Path, work: Path) -> argparse.Namespace:
     return argparse.Namespace(
         root=str(root), network="resnet20", weights=str(root / "weights/resnet20-12fca82f.th"),
-        keep_macs=0.5, criterion="taylor", steps=2, minibatches=1, epochs=2, rate=0.05,
+        keep_macs=0.5, criterion="taylor", fill="value", steps=2,
+        minibatches=1, epochs=2, rate=0.05,
         weight_decay=5e-4,
         distill=0.5, teacher=None, teacher_weights=None, views=2, bfloat16=False, threads=2, seed=1,
         images=256, work=work, out=None,

@@ -129,6 +129,12 @@ class Coupling:
             )
         if any(tied.root_idx is None for tied in mapped):
             return f"it repeats channels at {node.name}, so they cannot be removed one by one"
+        if any(tied.idx >= self._limit for tied in mapped):
+            # Offsets that add up on the way round a cycle would never come to an end.
+            return (
+                f"torch-pruning sees channel {max(tied.idx for tied in mapped):,} at {node.name}, "
+                f"more than any of its layers can have"
+            )
         return ""
 
     def _tie(self, node: Any, side: str, mapped: list[Any]) -> list[_Tied]:

@@ -133,6 +133,8 @@ def _kept(units: NDArray[np.int64], keep: Kept) -> Kept:
 
 
 def _silence_matrix(module: Any, layer: Layer, gone_in: Kept, gone_out: Kept) -> None:
+    if not (gone_in.any() or gone_out.any()):
+        return
     weight = module.weight
     transposed = bool(getattr(module, "transposed", False))
     by_output = weight.transpose(0, 1) if transposed else weight

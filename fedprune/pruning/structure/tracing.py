@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedprune.errors import ModelError, PruningError
 from fedprune.hardware.cost import counting_macs
-from fedprune.pruning.structure.members import NORMS, has_channels
+from fedprune.pruning.structure.members import CONVOLUTIONS, NORMS, has_channels
 
 
 class _Marker(nn.modules.batchnorm._BatchNorm):
@@ -105,7 +105,7 @@ def run_once(model: nn.Module, example_input: Tensor, name: str) -> Tensor:
     """
     try:
         with torch.no_grad():
-            output = model(example_input)
+            output = model(example_input.clone())  # some models write into their inputs
     except Exception as error:
         raise ModelError(
             f"{name} does not run on an example input of shape {list(example_input.shape)}: "
@@ -132,6 +132,9 @@ def _traceable_copy(model: nn.Module) -> nn.Module:
     for parameter in body.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)  # a frozen layer would be invisible to the trace
+    for module in body.modules():
+        if isinstance(module, CONVOLUTIONS):
+            module.padding_mode = "zeros"  # others run slices, which look like slices of channels
     return body
 
 
@@ -170,7 +173,7 @@ def _dependency_graph(framed: _Framed, example_input: Tensor, name: str) -> Any:
             # says so.
             warnings.simplefilter("ignore")
             return tp.DependencyGraph().build_dependency(
-                framed, example_input, forward_fn=lambda m, x: m(x), verbose=False
+                framed, example_input, forward_fn=lambda m, x: m(x.clone()), verbose=False
             )
     except Exception as error:
         moving = moving_operations(framed.body, example_input)
@@ -182,7 +185,7 @@ def _dependency_graph(framed: _Framed, example_input: Tensor, name: str) -> Any:
 def moving_operations(model: nn.Module, example_input: Tensor) -> str:
     """Say which operations of a model put channels in other places, for a refusal's sentence."""
     with torch.enable_grad():
-        pending, seen, found = [model(example_input).grad_fn], set(), set()
+        pending, seen, found = [model(example_input.clone()).grad_fn], set(), set()
     while pending:
         operation = pending.pop()
         if operation is None or operation in seen:

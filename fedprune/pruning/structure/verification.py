@@ -26,17 +26,22 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
 def inexact_groups(model: nn.Module, layout: UnitLayout, example_input: Tensor) -> dict[int, str]:
-    """Remove every unit in one of two trials, compare, and find the groups that are to blame.
+    """Remove units in several trials, compare, and find the groups that are to blame.
 
     Returns:
         From the number of each group that cannot be removed exactly to the reason. Without these
         groups the trials succeed.
 
     Raises:
-        ModelError: if the model gives no finite output on the example.
+        ModelError: if the model gives no finite output on the example, or another one each time.
     """
     trials = _Trials(model, layout, example_input)
     everything = list(range(len(layout.groups)))
+    if trials.failure([]) is not None:
+        raise ModelError(
+            f"{layout.model_name} gives other outputs each time it runs in evaluation mode, so "
+            f"that nothing can be proved about its units"
+        )
     if trials.failure(everything) is None:
         return {}
     reasons = {}
@@ -62,38 +67,48 @@ def _inexact_together(trials: _Trials, groups: list[int]) -> dict[int, str]:
 
 
 class _Trials:
-    """A model with random weights whose groups can be removed in two halves."""
+    """A model with random weights whose groups can be thinned in several ways."""
 
     def __init__(self, model: nn.Module, layout: UnitLayout, example_input: Tensor) -> None:
         self._model, self._example = _trial_model(model, example_input)
-        self._layout, self._halves = layout, _halves(layout)
+        self._layout, self._masks = layout, _trial_masks(layout)
 
     def failure(self, groups: list[int]) -> str | None:
         """Say what happens when units of some groups are removed; None if all is well."""
-        for half in self._halves:
+        for which, trial in self._masks:
             mask = torch.ones(len(self._layout), dtype=torch.bool)
             for number in groups:
                 units = self._layout.groups[number].units
-                mask[units] = half[units]
+                mask[units] = trial[units]
             found = _difference(self._model, self._layout, self._example, mask)
             if found is not None:
                 moving = moving_operations(self._model, self._example)
-                name = self._layout.groups[groups[-1]].name
-                return f"removing channels of {name} {found}{moving}"
+                name = self._layout.groups[groups[-1]].name if groups else ""
+                return f"removing {which} of {name} {found}{moving}"
         return None
 
 
-def _halves(layout: UnitLayout) -> list[Tensor]:
-    """Two masks that between them remove every unit whose group has more than one."""
-    first = torch.rand(len(layout), generator=torch.Generator().manual_seed(0)) < 0.5
-    halves = [first, ~first]
+def _trial_masks(layout: UnitLayout) -> list[tuple[str, Tensor]]:
+    """Masks that leave each group half, the other half, its end, and one unit; and what goes.
+
+    Each catches what others let pass: halves every unit; the end a slice at a fixed place, of which
+    halves may take alike on both sides; a single unit what depends on having several.
+    """
+    random = torch.Generator().manual_seed(0)
+    first = torch.rand(len(layout), generator=random) < 0.5
+    second, end, one = ~first, torch.ones_like(first), torch.zeros_like(first)
     for group in layout.groups:
         if len(group) == 1:
-            halves[0][group.units] = halves[1][group.units] = True
+            first[group.units] = second[group.units] = True
         elif first[group.units].all() or not first[group.units].any():
-            halves[0][group.start] = not halves[0][group.start]
-            halves[1][group.start] = not halves[1][group.start]
-    return halves
+            first[group.start] = not first[group.start]
+            second[group.start] = not second[group.start]
+        end[group.start : group.start + len(group) // 2] = False
+        one[group.start + int(torch.randint(len(group), (), generator=random))] = True
+    return [
+        ("channels", first), ("channels", second), ("the first channels", end),
+        ("all channels but one", one),
+    ]  # fmt: skip
 
 
 def _trial_model(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, Tensor]:
@@ -110,19 +125,31 @@ def _trial_model(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, Te
             if not is_selection(module):
                 _randomise(module, generator)
     for trial in (drawn, own):
-        if example_input.is_floating_point() and _size(model) <= _LARGE:
-            precise = copy.deepcopy(trial).double()
-            if _runs(precise, example_input.double()):
-                return precise, example_input.double()
-        if _runs(trial, example_input):
-            return trial, example_input
+        for example in _inputs_like(example_input):
+            if example.is_floating_point() and _size(model) <= _LARGE:
+                precise = copy.deepcopy(trial).double()
+                if _runs(precise, example.double()):
+                    return precise, example.double()
+            if _runs(trial, example):
+                return trial, example
     raise ModelError(f"{type(model).__name__} gives no finite output on the example input")
+
+
+def _inputs_like(example: Tensor) -> list[Tensor]:
+    """Random numbers, of which none is like another, and the example where a model wants those.
+
+    In an example of zeros, say, a network without biases would show nothing.
+    """
+    if not example.is_floating_point():
+        return [example]
+    drawn = torch.randn(example.shape, generator=torch.Generator().manual_seed(1))
+    return [drawn.to(example.device, example.dtype), example]
 
 
 def _runs(model: nn.Module, example: Tensor) -> bool:
     try:
         with torch.no_grad():
-            return bool(model(example).isfinite().all())
+            return bool(model(example.clone()).isfinite().all())
     except Exception:  # a model may insist on its own dtype; then it is tried in that
         return False
 
@@ -154,9 +181,10 @@ def _randomise(module: nn.Module, generator: torch.Generator) -> None:
 def _difference(model: nn.Module, layout: UnitLayout, example: Tensor, mask: Tensor) -> str | None:
     """Say how the zeroed and the shrunk model differ; None if they do not."""
     with torch.no_grad():
-        masked: Tensor = mask_model(model, layout, mask)(example)
         try:
-            small: Tensor = shrink(model, layout, mask)(example)
+            # Copies, since some models write into their inputs.
+            masked: Tensor = mask_model(model, layout, mask)(example.clone())
+            small: Tensor = shrink(model, layout, mask)(example.clone())
         except Exception as error:
             return f"fails ({one_line(error)})"
     if small.shape != masked.shape:

@@ -31,6 +31,8 @@ def magnitude(power: int) -> Criterion:
 
 
 def _add_powers(powers: Tensor, layer: Layer, module: nn.Module, power: int) -> None:
+    if not (layer.out_units >= 0).any():
+        return
     weight = module.get_parameter("weight").detach().double().cpu()
     by_output = weight.transpose(0, 1) if getattr(module, "transposed", False) else weight
     sums = by_output.abs().pow(power).flatten(1).sum(1)

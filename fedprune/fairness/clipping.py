@@ -1,0 +1,45 @@
+"""Tables of bounded size, for noise that protects a whole client."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fedprune.errors import FairnessError
+
+
+def clip_table(
+    tables: ArrayLike, most_rows: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Keep at most `most_rows` rows of every client's table, drawn without replacement.
+
+    A table then moves by at most `most_rows` in l1 when its client comes or goes. Drawing rows
+    keeps every cell's share unbiased, where scaling counts down and rounding would lose rare
+    cells; a client then counts by at most `most_rows` rows, and so does it in every figure. The
+    bound holds for any draw, so the generator needs no secrecy.
+
+    Args:
+        tables: [num_clients, num_groups, ...] exact counts, or any table behind that first axis.
+        most_rows: rows kept of each client.
+        generator: draws the rows that stay.
+
+    Returns:
+        Counts of the same shape, at most the counts given.
+
+    Raises:
+        FairnessError: if `most_rows` is under 1 or a count is no natural number.
+    """
+    counts = np.asarray(tables)
+    if most_rows < 1:
+        raise FairnessError(f"most_rows must be at least 1, got {most_rows}")
+    if counts.ndim < 2 or counts.dtype.kind not in "iu" or (counts.size and counts.min() < 0):
+        raise FairnessError(
+            f"tables to clip must be natural numbers [num_clients, ...], got the shape "
+            f"{list(counts.shape)} and the type {counts.dtype}"
+        )
+    clipped = counts.astype(np.int64).reshape(len(counts), -1)
+    for client in np.flatnonzero(clipped.sum(axis=1) > most_rows):
+        clipped[client] = generator.multivariate_hypergeometric(
+            clipped[client], most_rows, method="marginals"
+        )
+    return clipped.reshape(counts.shape)

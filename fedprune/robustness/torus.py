@@ -1,0 +1,201 @@
+"""The norm of a convolution on a torus: its Fourier blocks, and factorisations that bound them.
+
+A zero-padded convolution is a compression of the circular one on a torus that is large enough for
+every read outside the map to fall on a zero. A stride s is taken in by the polyphase form: input
+positions are sorted by their remainder modulo s, which become channels. On the torus the operator
+is block diagonal under the Fourier transform (Sedghi, Gupta & Long, ICLR 2019; doubly
+block-circulant matrices: Wang et al., CVPR 2020): one block A(w) = sum_s exp(i w.s) B_s for each
+frequency w, where B_s [out, in * remainders] holds the weights of the taps whose whole step is s.
+
+Only the largest eigenvalue of the Gram matrices A(w) A(w)* is needed. These are trigonometric
+polynomials in w themselves, so the products B_s B_t^T are summed once by difference s - t, and a
+Gram matrix costs n^2 operations for each difference instead of a product of n x n matrices. Each
+is then bounded by a Cholesky factorisation, see `spectral.eigenvalue_bound`.
+
+Rounding, with k columns of B_s, S steps, D differences and A' = sum_s |B_s|: an entry of a Gram
+matrix is a sum of at most k S products of weights, then of D terms whose phases are good to
+16 eps, so real and imaginary parts are off by at most (k S + D + 64) eps (A' A'^T)_ij, the matrix
+by at most 4 (k S + D + 128) eps ||A'||_F^2 in norm. Where blocks are multiplied one by one, they
+are off by (S + 64) eps A' entrywise and the product by 4 k eps ||A'||_F^2: less. Weights may carry
+16 eps from folding, which costs 16 eps ||A'||_F.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprune.robustness.geometry import Geometry
+from fedprune.robustness.rounding import (
+    EPSILON,
+    TINY,
+    Floats,
+    norm_up,
+    power_of_two,
+    sqrt_up,
+    up,
+)
+from fedprune.robustness.spectral import (
+    ENTRY_ERROR,
+    Matrices,
+    Norm,
+    eigenvalue_bound,
+    stack_norm,
+)
+
+CHUNK_ENTRIES = 2_000_000
+"""Complex entries of Fourier blocks held at a time (32 MB)."""
+
+
+def torus_norm(weight: Floats, geometry: Geometry, torus: tuple[int, ...] | None = None) -> Norm:
+    """Bound a zero-padded convolution by the largest Fourier block on the torus.
+
+    Args:
+        weight: [out, in / groups, *kernel] float64.
+        geometry: map sizes, strides, paddings, dilations and groups.
+        torus: points an axis (polyphase); only sizes that `Axis.torus` proves are the default.
+    """
+    if not weight.any():
+        return Norm(TINY, "torus zero")
+    exponent = power_of_two(np.abs(weight))  # so that no square overflows or vanishes
+    steps = Steps.of(np.ldexp(weight, -exponent), geometry)
+    sizes = torus or tuple(axis.torus for axis in geometry.axes)
+    largest = steps.absolute_norm
+    try:
+        square = 0.0
+        for grams in steps.grams(steps.frequencies(sizes)):
+            square = eigenvalue_bound(grams, square)
+        terms = steps.parts.shape[3] * len(steps.shifts) + len(steps.shifts) ** 2 + 128
+        error = up(4 * terms * EPSILON * up(largest * largest))
+        norm, method = sqrt_up(up(square + error)), "torus cholesky"
+    except np.linalg.LinAlgError:  # no factor: Gram iteration needs none
+        norm, method = _iterated(steps, sizes), "torus gram"
+    slack = up((ENTRY_ERROR + 8 * EPSILON) * largest)
+    return Norm(up(math.ldexp(up(norm + slack), exponent)) + TINY, method)
+
+
+def _iterated(steps: Steps, sizes: tuple[int, ...]) -> float:
+    bound = 0.0
+    for blocks in steps.blocks(steps.frequencies(sizes)):
+        bound = stack_norm(blocks.reshape(-1, *blocks.shape[2:]), floor=bound).value
+    return up(bound + up((len(steps.shifts) + 64) * EPSILON * steps.absolute_norm))
+
+
+def absolute_blocks(weight: Floats, geometry: Geometry) -> Floats:
+    """Sum |weight| over the taps of each remainder: [groups, out / groups, in * remainders]."""
+    blocks: Floats = Steps.of(np.abs(weight), geometry).parts.sum(axis=0)
+    return blocks
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """A kernel in polyphase form.
+
+    Attributes:
+        shifts: [steps, axes] distinct whole steps of the taps, in lexicographic order.
+        parts: [steps, groups, out / groups, in * remainders], the weights that go with each.
+    """
+
+    shifts: NDArray[np.int64]
+    parts: Floats
+
+    @classmethod
+    def of(cls, weight: Floats, geometry: Geometry) -> Steps:
+        """Sort a kernel [out, in / groups, *kernel] by steps and remainders of its taps."""
+        out, inputs = weight.shape[:2]
+        taps = np.indices(weight.shape[2:]).reshape(len(geometry.axes), -1).T
+        places = taps * [axis.dilation for axis in geometry.axes]
+        whole, rest = np.divmod(places, [axis.stride for axis in geometry.axes])
+        shifts, step = np.unique(whole, axis=0, return_inverse=True)
+        _, remainder = np.unique(rest, axis=0, return_inverse=True)
+        step, remainder = step.reshape(-1), remainder.reshape(-1)
+        parts = np.zeros((len(shifts), out, inputs, int(remainder.max()) + 1))
+        parts[step, :, :, remainder] = weight.reshape(out, inputs, -1).transpose(2, 0, 1)
+        groups = geometry.groups
+        return cls(shifts, parts.reshape(len(shifts), groups, out // groups, -1))
+
+    @property
+    def absolute_norm(self) -> float:
+        """Largest Frobenius norm over the groups of sum_s |B_s|."""
+        return float(norm_up(np.abs(self.parts).sum(axis=0) * (1 + 1e-12), (1, 2)).max())
+
+    def frequencies(self, sizes: tuple[int, ...]) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+        """List the frequencies [count, axes] of a torus whose blocks differ in their norms.
+
+        The kernel is real, so half of the last axis is enough; along an axis with one shift only
+        all blocks are alike up to a phase.
+        """
+        spans = np.ptp(self.shifts, axis=0)
+        ranges = [size if span else 1 for size, span in zip(sizes, spans, strict=True)]
+        ranges[-1] = ranges[-1] // 2 + 1 if ranges[-1] > 1 else 1
+        return np.indices(ranges).reshape(len(ranges), -1).T, sizes
+
+    def grams(self, grid: tuple[NDArray[np.int64], tuple[int, ...]]) -> Iterator[Matrices]:
+        """Yield stacks of Gram matrices [count, n, n] of the blocks, n their shorter side."""
+        count = len(self.shifts)
+        if count * (count + 1) > 8 * len(grid[0]):
+            for blocks in self.blocks(grid):
+                flat = blocks.reshape(-1, *blocks.shape[2:])
+                flat = flat if flat.shape[1] <= flat.shape[2] else flat.transpose(0, 2, 1)
+                yield flat @ flat.conj().transpose(0, 2, 1)
+            return
+        differences, products = self._autocorrelation()
+        even = products + products.swapaxes(-1, -2)
+        even[0] = products[0]  # the difference 0 comes first
+        odd = products - products.swapaxes(-1, -2)
+        shape = products.shape[1:]
+        for cosines, sines in _phases(grid, differences, math.prod(shape)):
+            grams = np.empty((len(cosines), *shape), dtype=np.complex128)
+            grams.real = (cosines @ even.reshape(len(even), -1)).reshape(-1, *shape)
+            grams.imag = (sines @ odd.reshape(len(odd), -1)).reshape(-1, *shape)
+            yield grams.reshape(-1, *shape[1:])
+
+    def blocks(self, grid: tuple[NDArray[np.int64], tuple[int, ...]]) -> Iterator[Matrices]:
+        """Yield stacks of Fourier blocks [count, groups, out / groups, in * remainders]."""
+        shape = self.parts.shape[1:]
+        flat = self.parts.reshape(len(self.parts), -1)
+        for cosines, sines in _phases(grid, self.shifts, math.prod(shape)):
+            blocks = np.empty((len(cosines), *shape), dtype=np.complex128)
+            blocks.real = (cosines @ flat).reshape(-1, *shape)
+            blocks.imag = (sines @ flat).reshape(-1, *shape)
+            yield blocks
+
+    def _autocorrelation(self) -> tuple[NDArray[np.int64], Floats]:
+        """Sum B_s B_t^T by difference s - t >= 0 in lexicographic order: [differences, groups, n, n].
+
+        A difference below 0 has the transposed sum.
+        """
+        parts = self.parts
+        if parts.shape[2] > parts.shape[3]:
+            parts = parts.swapaxes(2, 3)
+        later, earlier = np.tril_indices(len(parts))
+        differences, index = np.unique(
+            self.shifts[later] - self.shifts[earlier], axis=0, return_inverse=True
+        )
+        index = index.reshape(-1)
+        side = parts.shape[2]
+        products = np.zeros((len(differences), parts.shape[1], side, side))
+        turned = parts.swapaxes(2, 3)
+        for step, part in enumerate(parts):
+            for other in range(step + 1):
+                products[index[step * (step + 1) // 2 + other]] += part @ turned[other]
+        return differences, products
+
+
+def _phases(
+    grid: tuple[NDArray[np.int64], tuple[int, ...]], shifts: NDArray[np.int64], entries: int
+) -> Iterator[tuple[Floats, Floats]]:
+    """Yield cosines and sines [count, shifts] of all frequencies, a chunk at a time."""
+    frequencies, sizes = grid
+    chunk = max(1, CHUNK_ENTRIES // entries)
+    for start in range(0, len(frequencies), chunk):
+        part = frequencies[start : start + chunk]
+        phases = np.ones((len(part), len(shifts)), dtype=np.complex128)
+        for axis, size in enumerate(sizes):
+            turns = np.outer(part[:, axis], shifts[:, axis]) % size  # exact: no large arguments
+            phases *= np.exp(2j * np.pi * turns / size)
+        yield np.ascontiguousarray(phases.real), np.ascontiguousarray(phases.imag)
