@@ -31,6 +31,11 @@ def check_together(config: Config, source: str) -> None:
             f"{config.prune.keep_latency} and {config.prune.latency_table!r} ({source}); "
             "`fedprune latency` measures a table"
         )
+    if config.prune.fill == "value" and config.prune.scope != "global":
+        raise ConfigError(
+            f"prune.fill must not be 'value' with prune.scope = {config.prune.scope!r}, since it "
+            f"weighs all layers ({source})"
+        )
     if config.prune.schedule == "one-shot" and config.prune.steps != 1:
         raise ConfigError(
             f"prune.steps must be 1 with prune.schedule = 'one-shot', got {config.prune.steps} "

@@ -57,6 +57,8 @@ class PruneConfig(_Table):
     layers of the same structure (isomorphic; Fang et al. 2024). Every layer keeps `floor` units at
     least, and a multiple of `round_to`. `keep_latency` is a fraction of the time that
     `latency_table` predicts, a file that `fedprune latency` measures where the network will run.
+    A budget is filled by `ranking`, or with the largest sum of scores (`value`), for which scores
+    should be in units of loss; `auto` is value for a budget of time and ranking for others.
     `rewind` is the round of dense training to whose weights the kept units go back after every
     step (Frankle et al. 2020); 0 is where the weights start, unset leaves them as they are. With
     `regrow` clients speak about removed units too from the second step on, and those come back
@@ -89,6 +91,7 @@ class PruneConfig(_Table):
     floor: PositiveCount = 1
     scope: Literal["global", "layer", "isomorphic"] = "global"
     round_to: PositiveCount = 1
+    fill: Literal["auto", "ranking", "value"] = "auto"
     schedule: Literal["one-shot", "geometric", "cubic", "continuous"] = "one-shot"
     steps: PositiveCount = 1
     rewind: Count | None = None

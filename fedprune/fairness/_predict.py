@@ -16,6 +16,31 @@ from fedprune.errors import FairnessError, ModelError
 def correct_predictions(
     model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, batch_size: int, name: str
 ) -> NDArray[np.bool_]:
+    predicted = predict_classes(model, inputs, labels, batch_size, name)
+    return np.asarray(predicted == torch.as_tensor(labels).cpu().numpy())
+
+
+def predict_classes(
+    model: nn.Module,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    batch_size: int,
+    name: str,
+    num_classes: int | None = None,
+) -> NDArray[np.int64]:
+    scores = class_scores(model, inputs, labels, batch_size, name, num_classes)
+    return scores.argmax(dim=1).numpy()
+
+
+def class_scores(
+    model: nn.Module,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    batch_size: int,
+    name: str,
+    num_classes: int | None = None,
+) -> torch.Tensor:
+    """Scores [rows, num_classes] of a model in evaluation mode, checked against the labels."""
     if batch_size < 1:
         raise FairnessError(f"batch_size must be at least 1, got {batch_size}")
     device = next((parameter.device for parameter in model.parameters()), inputs.device)
@@ -25,14 +50,18 @@ def correct_predictions(
             f"labels must be [rows] class codes, got the shape {list(targets.shape)} "
             f"and the type {targets.dtype}"
         )
-    right = []
+    found = []
     with _evaluation_mode(model), torch.inference_mode():
         for start in range(0, len(inputs), batch_size):
             scores = model(inputs[start : start + batch_size].to(device)).cpu()
             batch = targets[start : start + batch_size]
             _check_scores(scores, batch, name)
-            right.append(scores.argmax(dim=1) == batch)
-    return torch.cat(right).numpy()
+            if num_classes is not None and scores.shape[1] != num_classes:
+                raise FairnessError(
+                    f"{name} must tell {num_classes} classes apart, got {scores.shape[1]} scores"
+                )
+            found.append(scores)
+    return torch.cat(found)
 
 
 @contextmanager

@@ -195,24 +195,25 @@ def accuracy_interval(
     right = min(rows, max(0.0, float(counts[1])))
     share = right / rows
     from_noise = noise_variance * ((1 - share) ** 2 + share**2) / rows**2
+    normal = float(stats.norm.isf((1 - confidence) / 2))
     if not whole_clients:
-        return _add_noise(wilson(right, rows, confidence), share, from_noise, confidence)
-    spread = share * (1 - share)
-    variance = float(np.nanvar(draws)) - from_noise
-    if noise_variance:
+        sampling = wilson(right, rows, confidence)
+        return _add_noise(sampling, share, normal * math.sqrt(from_noise))
+    spread, total = share * (1 - share), float(np.nanvar(draws))
+    variance = total - from_noise
+    if noise_variance:  # the resamples hold the noise too, and rows vary at least binomially
         variance = max(variance, spread / rows)
+        from_noise = max(0.0, total - variance)
+    student = float(stats.t.isf((1 - confidence) / 2, independent - 1))
     effective = spread / variance if spread > 0 and variance > 0 else float(independent)
-    tail = (1 - confidence) / 2
-    effective *= float(stats.norm.isf(tail) / stats.t.isf(tail, independent - 1)) ** 2
-    effective = min(rows, effective)
+    effective = min(rows, effective * (normal / student) ** 2)
     sampling = wilson(share * effective, effective, confidence)
-    return _add_noise(sampling, share, from_noise, confidence)
+    return _add_noise(sampling, share, student * math.sqrt(from_noise))
 
 
-def _add_noise(sampling: Interval, share: float, variance: float, confidence: float) -> Interval:
-    if variance == 0:
+def _add_noise(sampling: Interval, share: float, reach: float) -> Interval:
+    if reach == 0:
         return sampling
-    reach = float(stats.norm.isf((1 - confidence) / 2)) * math.sqrt(variance)
     return Interval(
         max(0.0, share - math.hypot(share - sampling.low, reach)),
         min(1.0, share + math.hypot(sampling.high - share, reach)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from fedprune.fairness.intervals import Interval
@@ -145,16 +145,19 @@ class FairnessSummary:
 
     def to_json(self) -> dict[str, Any]:
         """Give plain lists, dicts, numbers and strings, as `summary.json` holds them."""
-        whole = _plain(asdict(self))
+        whole = plain(self)
         dense, pruned = whole.pop("worst_group_dense"), whole.pop("worst_group_pruned")
         whole["worst_group"] = None if dense is None else {"dense": dense, "pruned": pruned}
         whole["gap_change_interval"] = None if self.pair is None else list(self.pair.interval)
         return dict(whole)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Turn dataclasses, dicts and tuples into dicts and lists all the way down."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return value

@@ -76,8 +76,8 @@ class GroupTable:
             FairnessError: if there are no rows, lengths differ or a code is out of range.
             ModelError: if a model returns scores that are not finite.
         """
-        codes = _as_codes(groups, "groups")
-        _check_lengths(len(inputs), labels=len(labels), groups=len(codes))
+        codes = as_codes(groups, "groups")
+        check_lengths(len(inputs), labels=len(labels), groups=len(codes))
         dense = correct_predictions(dense_model, inputs, labels, batch_size, "dense_model")
         pruned = correct_predictions(pruned_model, inputs, labels, batch_size, "pruned_model")
         return cls.from_correct(dense, pruned, codes, num_groups)
@@ -101,7 +101,7 @@ class GroupTable:
         Raises:
             FairnessError: if there are no rows, lengths differ or a code is out of range.
         """
-        codes = _as_codes(groups, "groups")
+        codes = as_codes(groups, "groups")
         one_client = np.zeros(len(codes), dtype=np.int64)
         tables = client_tables(dense_correct, pruned_correct, codes, one_client, 1, num_groups)
         return cls(tables[0])
@@ -190,11 +190,11 @@ def client_tables(
     Raises:
         FairnessError: if there are no rows, lengths differ or a code is out of range.
     """
-    codes, ids = _as_codes(groups, "groups"), _as_codes(client_ids, "client_ids")
+    codes, ids = as_codes(groups, "groups"), as_codes(client_ids, "client_ids")
     dense, pruned = _as_bool(dense_correct, "dense_correct"), _as_bool(pruned_correct, "pruned")
-    _check_lengths(len(dense), pruned_correct=len(pruned), groups=len(codes), client_ids=len(ids))
-    group_count = _check_codes(codes, num_groups, "group code", "num_groups")
-    client_count = _check_codes(ids, num_clients, "client number", "num_clients")
+    check_lengths(len(dense), pruned_correct=len(pruned), groups=len(codes), client_ids=len(ids))
+    group_count = check_codes(codes, num_groups, "group code", "num_groups")
+    client_count = check_codes(ids, num_clients, "client number", "num_clients")
     cell = ((ids * group_count + codes) * 2 + dense) * 2 + pruned
     counts = np.bincount(cell, minlength=client_count * group_count * CELLS)
     return counts.astype(np.int64).reshape(client_count, group_count, 2, 2)
@@ -238,6 +238,15 @@ def _checked_counts(counts: NDArray[Any], noisy: bool = False) -> Counts:
             f"count tables must end in the axes [num_groups, 2, 2] and hold at least one group, "
             f"got the shape {list(counts.shape)}"
         )
+    return check_whole(counts, noisy)
+
+
+def check_whole(counts: NDArray[Any], noisy: bool) -> Counts:
+    """Refuse counts that are not whole or, unless they are noisy, below zero; give them as int64.
+
+    Raises:
+        FairnessError: for such counts.
+    """
     if counts.dtype.kind not in "iuf":
         raise FairnessError(f"counts must be whole numbers, got the type {counts.dtype}")
     if counts.dtype.kind == "f" and not np.array_equal(counts, np.floor(counts)):
@@ -247,7 +256,12 @@ def _checked_counts(counts: NDArray[Any], noisy: bool = False) -> Counts:
     return counts.astype(np.int64)
 
 
-def _as_codes(values: ArrayLike | torch.Tensor, name: str) -> Counts:
+def as_codes(values: ArrayLike | torch.Tensor, name: str) -> Counts:
+    """Give codes as [rows] int64.
+
+    Raises:
+        FairnessError: if they have another shape or are not whole numbers.
+    """
     array = _to_numpy(values)
     if array.ndim != 1:
         raise FairnessError(f"{name} must have one axis, got the shape {list(array.shape)}")
@@ -270,7 +284,12 @@ def _to_numpy(values: ArrayLike | torch.Tensor) -> NDArray[Any]:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def _check_lengths(rows: int, **lengths: int) -> None:
+def check_lengths(rows: int, **lengths: int) -> None:
+    """Refuse zero examples, and columns of another length than `rows`.
+
+    Raises:
+        FairnessError: for either.
+    """
     if rows == 0:
         raise FairnessError("a count table needs at least one example, got zero examples")
     for name, length in lengths.items():
@@ -278,7 +297,12 @@ def _check_lengths(rows: int, **lengths: int) -> None:
             raise FairnessError(f"{name} must have one entry for each of {rows} rows, got {length}")
 
 
-def _check_codes(codes: Counts, allowed: int | None, what: str, name: str) -> int:
+def check_codes(codes: Counts, allowed: int | None, what: str, name: str) -> int:
+    """Give how many codes there may be, the largest plus one where `allowed` is None.
+
+    Raises:
+        FairnessError: if a code is negative or too large.
+    """
     low, high = int(codes.min()), int(codes.max())
     count = high + 1 if allowed is None else allowed
     if low < 0 or high >= count:

@@ -72,8 +72,9 @@ def _state_buffers(model: nn.Module) -> Iterable[Tensor]:
 
 
 def _count_macs(model: nn.Module, example_input: Tensor) -> int:
-    with evaluating([model]):
-        example = example_input[:1]
+    # Operations are taken apart as they are in training: inference mode would keep some whole.
+    with evaluating([model]), torch.inference_mode(False), torch.no_grad():
+        example = example_input[:1].clone()  # some models write into their inputs
         try:
             with counting_macs(model) as counter:
                 model(example)
@@ -92,16 +93,17 @@ def counting_macs(model: nn.Module) -> Iterator[_MacCounter]:
     Yields:
         The counter; `macs` is what it has seen so far, over all examples of all passes.
     """
-    with unfused_attention(), _MacCounter(_selection_weights(model)) as counter:
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    with unfused_attention(), _MacCounter(_selection_weights(model), weights) as counter:
         yield counter
 
 
 class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation, functional ones included, which hooks on layers would miss."""
 
-    def __init__(self, fixed: list[Tensor]) -> None:
+    def __init__(self, fixed: list[Tensor], weights: set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.fixed = fixed
+        self.fixed, self.weights = fixed, weights
         self.macs = 0
 
     @classmethod
@@ -122,7 +124,13 @@ class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         count = MACS_OF.get(func.overloadpacket)
         if count is not None and not _is_one_of(args[1], self.fixed):
             self.macs += count(args, result)
+        elif func.overloadpacket in _BATCHED and self._reads_a_weight(args):
+            # A linear layer without a bias, in some layouts; other such products are attention's.
+            self.macs += _product(args, result)
         return result
+
+    def _reads_a_weight(self, args: tuple[Any, ...]) -> bool:
+        return any(one.untyped_storage().data_ptr() in self.weights for one in args[-2:])
 
 
 # Each counts the multiply-accumulates of one call from its arguments and its result. Weights are
@@ -162,6 +170,9 @@ MACS_OF: dict[Any, Callable[[tuple[Any, ...], Tensor], int]] = {
     _aten.mm: _product,
     _aten.addmm: _product,
 }
+
+
+_BATCHED = (_aten.bmm, _aten.baddbmm)
 
 
 def _is_one_of(tensor: object, others: list[Tensor]) -> bool:

@@ -31,8 +31,8 @@ from fedprune.robustness.rounding import gamma
 COPIES = frozenset({"permute", "transpose", "getitem", "pad"})
 """Functions that move, drop or repeat entries."""
 
-POSITIVE = frozenset({"avg_pool", "adaptive_avg_pool", "mean"})
-"""Linear functions whose coefficients are not negative."""
+AVERAGES = frozenset({"avg_pool", "adaptive_avg_pool", "mean", "sum"})
+"""Linear functions whose coefficients all have one sign."""
 
 SIGNED = frozenset({"neg"})
 """Linear functions that change signs only."""
@@ -48,7 +48,7 @@ def is_linear(operation: Operation) -> bool:
     if isinstance(operation, (Dense, Diagonal, Sum, Concatenation)):
         return True
     if isinstance(operation, Function):
-        return operation.keeps_entries or operation.name in COPIES | POSITIVE | SIGNED
+        return operation.keeps_entries or operation.name in COPIES | AVERAGES | SIGNED
     return False
 
 
@@ -78,7 +78,25 @@ def apply_absolute(operation: Operation, *columns: Tensor) -> Tensor:
         return apply_linear(replace(operation, weights=weights), *columns)
     if isinstance(operation, Function) and operation.name in SIGNED:
         return columns[0]
+    if isinstance(operation, Function) and operation.name in AVERAGES:
+        return apply_linear(operation, *columns).abs()
     return apply_linear(operation, *columns)
+
+
+def offset_size(operation: Operation, output: Tensor) -> Tensor | float:
+    """Bound the terms that make up the constant an operation adds, to broadcast with its output.
+
+    Args:
+        operation: affine.
+        output: [n, ...], what it gave.
+    """
+    if isinstance(operation, Dense):
+        return operation.magnitude
+    if isinstance(operation, (Convolution, Diagonal)):
+        return operation.magnitude.reshape(-1, *[1] * (output.ndim - 2))
+    if isinstance(operation, Sum) and operation.constant is not None:
+        return operation.constant.abs()
+    return 0.0
 
 
 def rounding(operation: Operation) -> float:
@@ -92,7 +110,7 @@ def rounding(operation: Operation) -> float:
         return gamma(4 * FOLD_STEPS)
     if isinstance(operation, Sum):
         return gamma(2 * len(operation.weights) + 4)
-    if isinstance(operation, Function) and operation.name in POSITIVE:
+    if isinstance(operation, Function) and operation.name in AVERAGES:
         return gamma(MEAN_TERMS)
     if isinstance(operation, Function) and operation.name == "pad":
         return gamma(4)

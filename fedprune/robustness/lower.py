@@ -13,7 +13,10 @@ from fedprune.randomness import SimulationRandomness
 SPREADS = (0.1, 1.0, 3.0)
 """Standard deviations around the example input at which random points are drawn, in turn."""
 
-POINTS_PER_PASS = 64
+MAX_POINTS_PER_PASS = 64
+
+MAX_PASS_BYTES = 600_000_000
+"""What the graphs of one pass may hold, about: the points are divided accordingly."""
 
 
 def lower_bound(
@@ -52,7 +55,7 @@ def lower_bound(
     single = copy.deepcopy(model).to(device="cpu", dtype=torch.float32)
     factor = torch.ones(points.shape[1:]) if scale is None else scale
     best_norm, best = -1.0, (points[:1], torch.zeros_like(points[:1]))
-    for part in torch.split(points, POINTS_PER_PASS):
+    for part in torch.split(points, _points_per_pass(single, points[:1].float())):
         start = torch.randn(part.shape, generator=generator)
         norms, directions = jacobian_norms(
             single, part.float(), start, factor.float(), iterations=iterations
@@ -67,6 +70,21 @@ def lower_bound(
         double, best[0], best[1], factor.double(), iterations=iterations
     )
     return _confirmed(double, best[0], directions * factor.double(), float(norms[0]))
+
+
+def _points_per_pass(model: nn.Module, point: Tensor) -> int:
+    """Say how many points fit into a pass, by what autograd keeps of one: three times over."""
+    kept = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        model(point.clone().requires_grad_(True))
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return max(1, min(MAX_POINTS_PER_PASS, MAX_PASS_BYTES // (3 * max(kept - weights, 1))))
 
 
 def jacobian_norms(
@@ -126,7 +144,7 @@ def _points(example: Tensor, given: Tensor | None, samples: int, seed: int) -> T
         return drawn
     if given.shape[1:] != example.shape[1:]:
         raise RobustnessError(
-            f"lower_inputs must have shape [n, {list(example.shape[1:])}], got {list(given.shape)}"
+            f"lower_inputs must have shape [n, {', '.join(map(str, example.shape[1:]))}], got {list(given.shape)}"
         )
     if not bool(torch.isfinite(given).all()):
         raise RobustnessError("lower_inputs has values that are not finite")

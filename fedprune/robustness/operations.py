@@ -334,11 +334,16 @@ class Concatenation(Operation):
 
     def compose(self, bounds: Floats) -> Floats:
         """Take sqrt(sum L^2) over the branches."""
-        scale = np.maximum(bounds.max(axis=0), TINY)  # squares must neither overflow nor vanish
-        ratios: Floats = np.nextafter(bounds / scale, np.inf)
-        squares = np.square(ratios).sum(axis=0) * (1 + (len(bounds) + 4) * EPSILON)
-        roots: Floats = np.nextafter(np.sqrt(squares), np.inf)
-        return multiply_up(roots, scale)
+        return root_of_squares(bounds)
+
+
+def root_of_squares(bounds: Floats) -> Floats:
+    """Take sqrt(sum L^2) over the first axis, never below the exact value."""
+    scale = np.maximum(bounds.max(axis=0), TINY)  # squares must neither overflow nor vanish
+    ratios: Floats = np.nextafter(bounds / scale, np.inf)
+    squares = np.square(ratios).sum(axis=0) * (1 + (len(bounds) + 4) * EPSILON)
+    roots: Floats = np.nextafter(np.sqrt(squares), np.inf)
+    return multiply_up(roots, scale)
 
 
 def copy_entries(name: str, function: Callable[[Tensor], Tensor]) -> Function:

@@ -199,7 +199,8 @@ def _have_factors(grams: torch.Tensor, square: float) -> torch.Tensor:
     shifted.diagonal(dim1=1, dim2=2).add_(square)
     factors, failed = torch.linalg.cholesky_ex(shifted)
     finite = torch.isfinite(factors.diagonal(dim1=1, dim2=2).real).all(dim=1)
-    return (failed == 0) & finite
+    found: torch.Tensor = (failed == 0) & finite
+    return found
 
 
 def _rough_eigenvalues(grams: torch.Tensor, iterations: int) -> torch.Tensor:
@@ -209,7 +210,8 @@ def _rough_eigenvalues(grams: torch.Tensor, iterations: int) -> torch.Tensor:
     for _ in range(iterations):
         norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
         vectors = grams @ (vectors / norms.clamp_min(1e-300))
-    return torch.linalg.vector_norm(vectors, dim=1)[:, 0]
+    found: torch.Tensor = torch.linalg.vector_norm(vectors, dim=1)[:, 0]
+    return found
 
 
 def gram_bound(

@@ -165,7 +165,7 @@ class Steps:
             yield blocks
 
     def _autocorrelation(self) -> tuple[NDArray[np.int64], Floats]:
-        """Sum B_s B_t^T by difference s - t >= 0 in lexicographic order: [differences, groups, n, n].
+        """Sum B_s B_t^T by difference s - t >= 0 (lexicographic): [differences, groups, n, n].
 
         A difference below 0 has the transposed sum.
         """

@@ -8,7 +8,9 @@ the two differ: hidden state, in-place tricks or data-dependent Python cannot sl
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+import operator
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,12 +20,15 @@ from fedprune.randomness import SimulationRandomness
 from fedprune.robustness.network import Network, Step
 from fedprune.robustness.operations import Affine, Dense, Diagonal, Operation
 from fedprune.robustness.rules import (
-    FUNCTION_RULES,
     METHOD_RULES,
     Call,
     Value,
+    function_rule,
     module_rule,
 )
+from fedprune.robustness.rules.moving import SPLITTERS, split
+
+T = TypeVar("T")
 
 AGREEMENT = 1e-7
 """Relative difference allowed between the model and its lowered form, both in float64."""
@@ -139,12 +144,16 @@ class _Lowering:
         if node.op == "get_attr":
             return _attribute(self._model, str(node.target))
         call = self._call(node)
+        if node.target is operator.getitem and isinstance(call.args[0], (tuple, list)):
+            return call.args[0][call.args[1]]
         values = list(call.values())
         if not values:
             return self._constant(node, call)
         if _asks_shape(node, call):
             return _shape_answer(node, call)
-        return self._apply(node, call, values)
+        if node.op != "call_module" and node.target in SPLITTERS:
+            return self._pieces(node, call, values)
+        return self._step(node.name, call, _operation(node, call), values)
 
     def _placeholder(self, node: fx.Node) -> Any:
         if self._input is None:
@@ -176,15 +185,21 @@ class _Lowering:
             return getattr(call.args[0], str(node.target))(*call.args[1:], **call.kwargs)
         return call.refuse("it does not depend on the network's input")
 
-    def _apply(self, node: fx.Node, call: Call, values: list[Value]) -> Value:
-        operation = _operation(node, call)
+    def _pieces(self, node: fx.Node, call: Call, values: list[Value]) -> tuple[Value, ...]:
+        pieces = _bounded(call, lambda call: split(call, SPLITTERS[node.target]))
+        return tuple(
+            self._step(f"{node.name}_{number}_of_{len(pieces)}", call, piece, values)
+            for number, piece in enumerate(pieces)
+        )
+
+    def _step(self, name: str, call: Call, operation: Operation, values: list[Value]) -> Value:
         samples = [self._samples[value.name] for value in values]
         sample = operation.run(*samples)
         if sample.ndim < 2 or sample.shape[0] != 1:
             call.refuse(f"its output has shape {tuple(sample.shape)}, without a batch axis")
-        value = Value(node.name, tuple(sample.shape))
-        self._samples[node.name] = sample
-        self._steps[node.name] = Step(operation, tuple(v.name for v in values), value.shape)
+        value = Value(name, tuple(sample.shape))
+        self._samples[name] = sample
+        self._steps[name] = Step(operation, tuple(v.name for v in values), value.shape)
         return value
 
 
@@ -194,10 +209,14 @@ def _operation(node: fx.Node, call: Call) -> Operation:
     elif node.op == "call_method":
         rule = METHOD_RULES.get(str(node.target))
     else:
-        rule = FUNCTION_RULES.get(node.target)
+        rule = function_rule(node.target)
     if rule is None:
         place = f" (module {node.target})" if call.module is not None else ""
         call.refuse(f"the operation is not known{place}")
+    return _bounded(call, rule)
+
+
+def _bounded(call: Call, rule: Callable[[Call], T]) -> T:
     try:
         return rule(call)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
@@ -218,7 +237,9 @@ def _trace(model: nn.Module) -> fx.Graph:
 
 def _attribute(model: nn.Module, path: str) -> Any:
     holder, _, name = path.rpartition(".")
-    return getattr(model.get_submodule(holder), name)
+    found = getattr(model.get_submodule(holder), name)
+    # a copy: the graph may overwrite it in place, and the model is not ours to change
+    return found.detach().clone() if isinstance(found, Tensor) else found
 
 
 def _function_name(target: Any) -> str:

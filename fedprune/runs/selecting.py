@@ -45,4 +45,5 @@ def select_units(
         floor=prune.floor,
         scope=prune.scope,
         round_to=prune.round_to,
+        fill=None if prune.fill == "auto" else prune.fill,
     )

@@ -17,8 +17,8 @@ import torch
 from helpers import SMALL, run_small
 from safetensors.torch import load_file
 
-from fedprune import pruning
-from fedprune.errors import FederationError, RunError
+from fedprune import audit, pruning
+from fedprune.errors import ConfigError, FederationError, RunError
 from fedprune.federated.simulate import resume
 from fedprune.privacy import Ledger
 from fedprune.privacy.ledgers.chain import STORED
@@ -131,6 +131,19 @@ def test_a_budget_in_macs_or_parameters_is_met(tmp_path: Path, key: str) -> None
     cost, name = summary["cost"], key.removeprefix("keep_")
     assert cost["pruned"][name] <= 0.4 * cost["dense"][name]
     assert cost["pruned"][name] >= 0.3 * cost["dense"][name]
+
+
+def test_a_budget_may_be_filled_by_value(tmp_path: Path) -> None:
+    wanted = ["prune.keep_macs=0.4", "evaluate.baselines=false"]
+    posterior = {}
+    for fill in ("ranking", "value"):
+        run_small(tmp_path / fill, [*wanted, f"prune.fill={fill}"])
+        votes = load_file(tmp_path / fill / "votes.safetensors")
+        posterior[fill] = float(votes["step1.posterior"][votes["step1.mask"]].sum())
+        assert audit.audit(tmp_path / fill).holds
+    assert posterior["value"] > posterior["ranking"]
+    with pytest.raises(ConfigError, match=r"prune\.fill must not be 'value' with prune\.scope"):
+        run_small(tmp_path / "no", ["prune.fill=value", "prune.scope=layer"])
 
 
 def test_more_clients_than_test_rows_are_no_trouble(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ class Trace:
         calls: How often each layer with channels was called, in forward order.
         positions: How often each of a layer's weights multiplies, for one example.
         macs: Multiply-accumulates of the whole model for one example.
+        example: The input.
     """
 
     name: str
@@ -66,6 +68,12 @@ class Trace:
     calls: dict[nn.Module, int]
     positions: dict[nn.Module, int]
     macs: int
+    example: Tensor
+
+    @cached_property
+    def moving(self) -> str:
+        """The operations that put channels in other places, for a refusal's sentence."""
+        return moving_operations(self.body, self.example)
 
 
 def trace(model: nn.Module, example_input: Tensor) -> Trace:
@@ -76,6 +84,7 @@ def trace(model: nn.Module, example_input: Tensor) -> Trace:
         PruningError: if torch-pruning cannot read the model.
     """
     name = type(model).__name__
+    _check(model, example_input)
     body = _traceable_copy(model)
     counter = _CallCounter(body)
     with counting_macs(body) as counted:
@@ -94,6 +103,7 @@ def trace(model: nn.Module, example_input: Tensor) -> Trace:
         counter.calls,
         positions,
         macs=counted.macs // len(example_input),
+        example=example_input,
     )
 
 
@@ -124,6 +134,23 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def _check(model: nn.Module, example_input: Tensor) -> None:
+    name = type(model).__name__
+    if not isinstance(example_input, Tensor):
+        raise ModelError(
+            f"the example input of {name} must be one tensor [batch, ...], got "
+            f"{type(example_input).__name__}"
+        )
+    if example_input.ndim == 0 or len(example_input) == 0:
+        raise ModelError(
+            f"the example input of {name} must have at least one example, got shape "
+            f"{list(example_input.shape)}"
+        )
+    lazy = [key for key, one in model.named_parameters() if nn.parameter.is_lazy(one)]
+    if lazy:
+        raise ModelError(f"{name} must have run once before: its {lazy[0]} has no shape yet")
+
+
 def _traceable_copy(model: nn.Module) -> nn.Module:
     try:
         body = copy.deepcopy(model).eval()
@@ -132,9 +159,12 @@ def _traceable_copy(model: nn.Module) -> nn.Module:
     for parameter in body.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)  # a frozen layer would be invisible to the trace
-    for module in body.modules():
+    for name, module in list(body.named_modules()):
         if isinstance(module, CONVOLUTIONS):
             module.padding_mode = "zeros"  # others run slices, which look like slices of channels
+        if isinstance(module, nn.PReLU) and not has_channels(module) and name:
+            # One slope for all channels is taken for one channel.
+            body.set_submodule(name, nn.LeakyReLU())
     return body
 
 
@@ -184,8 +214,9 @@ def _dependency_graph(framed: _Framed, example_input: Tensor, name: str) -> Any:
 
 def moving_operations(model: nn.Module, example_input: Tensor) -> str:
     """Say which operations of a model put channels in other places, for a refusal's sentence."""
+    watched = copy.deepcopy(model)  # a layer that computes its weights would keep their history
     with torch.enable_grad():
-        pending, seen, found = [model(example_input.clone()).grad_fn], set(), set()
+        pending, seen, found = [watched(example_input.clone()).grad_fn], set(), set()
     while pending:
         operation = pending.pop()
         if operation is None or operation in seen:
@@ -206,12 +237,25 @@ _MOVING = {
     "Transpose": "transpose",
     "Permute": "permute",
     "Roll": "roll",
+    "Flip": "flip",
+    "Unfold": "unfold",
+    "Im2Col": "unfold",
+    "Cumsum": "cumsum",
+    "Sort": "sort",
+    "Topk": "topk",
+    "Max": "max",
+    "Min": "min",
+    "Std": "std",
+    "Var": "var",
+    "Logsumexp": "logsumexp",
+    "LinalgVectorNorm": "norm",
     "Index": "index",
     "IndexSelect": "index_select",
     "Gather": "gather",
     "Expand": "expand",
     "Repeat": "repeat",
     "PixelShuffle": "pixel_shuffle",
+    "PixelUnshuffle": "pixel_unshuffle",
     "Mean": "mean",
     "Sum": "sum",
     "Amax": "amax",

@@ -169,6 +169,8 @@ def _inseparable(traced: Trace, coupling: Coupling) -> dict[int, str]:
 def _reason_to_freeze(traced: Trace, module: Any) -> str:
     # torch-pruning slices the weights of grouped transposed convolutions along a wrong axis.
     transposed = isinstance(module, CONVOLUTIONS) and module.transposed and module.groups > 1
+    if isinstance(module, (*CONVOLUTIONS, nn.Linear)) and "weight" not in module._parameters:
+        return f"{_name_in(traced.body, module)} computes its weight from other parameters"
     if not isinstance(module, _INSEPARABLE) and not transposed:
         return ""
     kind = (
@@ -186,7 +188,10 @@ def _out_of_range(traced: Trace, coupling: Coupling, node: Any) -> str:
         for channel in coupling.channels(node, side):
             if not 0 <= channel < width:
                 name = _name_in(traced.body, node.module)
-                return f"torch-pruning ties channel {channel} of {name}, which has {width}"
+                return (
+                    f"torch-pruning ties channel {channel} of {name}, which has {width}"
+                    f"{traced.moving}"
+                )
     return ""
 
 

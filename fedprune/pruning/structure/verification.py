@@ -37,7 +37,7 @@ def inexact_groups(model: nn.Module, layout: UnitLayout, example_input: Tensor) 
     """
     trials = _Trials(model, layout, example_input)
     everything = list(range(len(layout.groups)))
-    if trials.failure([]) is not None:
+    if not trials.are_steady():
         raise ModelError(
             f"{layout.model_name} gives other outputs each time it runs in evaluation mode, so "
             f"that nothing can be proved about its units"
@@ -55,7 +55,7 @@ def inexact_groups(model: nn.Module, layout: UnitLayout, example_input: Tensor) 
 def _inexact_together(trials: _Trials, groups: list[int]) -> dict[int, str]:
     """Take groups away that fail only together with those before them, until no trial fails."""
     reasons: dict[int, str] = {}
-    while (reason := trials.failure(groups)) is not None:
+    while groups and (reason := trials.failure(groups)) is not None:
         good, bad = 0, len(groups)  # so many of the first groups pass, so many fail
         while bad - good > 1:
             middle = (good + bad) // 2
@@ -73,6 +73,11 @@ class _Trials:
         self._model, self._example = _trial_model(model, example_input)
         self._layout, self._masks = layout, _trial_masks(layout)
 
+    def are_steady(self) -> bool:
+        """Whether the model says the same twice when nothing is removed."""
+        everything = torch.ones(len(self._layout), dtype=torch.bool)
+        return _difference(self._model, self._layout, self._example, everything) is None
+
     def failure(self, groups: list[int]) -> str | None:
         """Say what happens when units of some groups are removed; None if all is well."""
         for which, trial in self._masks:
@@ -83,7 +88,7 @@ class _Trials:
             found = _difference(self._model, self._layout, self._example, mask)
             if found is not None:
                 moving = moving_operations(self._model, self._example)
-                name = self._layout.groups[groups[-1]].name if groups else ""
+                name = self._layout.groups[groups[-1]].name
                 return f"removing {which} of {name} {found}{moving}"
         return None
 

@@ -1,6 +1,14 @@
 """One rule for each kind of operation, as module, function and tensor method."""
 
-from fedprune.robustness.rules import activation, affine, arithmetic, pooling, shape
+from fedprune.robustness.rules import (
+    activation,
+    affine,
+    arithmetic,
+    moving,
+    normalising,
+    pooling,
+    shape,
+)
 from fedprune.robustness.rules._registry import (
     FUNCTION_RULES,
     METHOD_RULES,
@@ -8,6 +16,7 @@ from fedprune.robustness.rules._registry import (
     Call,
     Value,
     find_values,
+    function_rule,
     module_rule,
     register,
 )
@@ -22,7 +31,10 @@ __all__ = [
     "affine",
     "arithmetic",
     "find_values",
+    "function_rule",
     "module_rule",
+    "moving",
+    "normalising",
     "pooling",
     "register",
     "shape",

@@ -91,6 +91,8 @@ Rule = Callable[[Call], Operation]
 MODULE_RULES: dict[type[nn.Module], Rule] = {}
 FUNCTION_RULES: dict[Any, Rule] = {}
 METHOD_RULES: dict[str, Rule] = {}
+NAMED_RULES: dict[str, Rule] = {}
+"""Functions of packages that are not imported for their sake: "module.name" to rule."""
 
 
 def register(
@@ -104,6 +106,14 @@ def register(
     MODULE_RULES.update(dict.fromkeys(modules, rule))
     FUNCTION_RULES.update(dict.fromkeys(functions, rule))
     METHOD_RULES.update(dict.fromkeys(methods, rule))
+
+
+def function_rule(function: Any) -> Rule | None:
+    """Find the rule of a function, by itself or by its full name."""
+    if function in FUNCTION_RULES:
+        return FUNCTION_RULES[function]
+    module, name = getattr(function, "__module__", ""), getattr(function, "__name__", "")
+    return NAMED_RULES.get(f"{module}.{name}")
 
 
 def module_rule(module: nn.Module) -> Rule | None:

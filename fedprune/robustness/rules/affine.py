@@ -1,16 +1,18 @@
-"""Convolutions, linear maps and batch norm in eval mode."""
+"""Convolutions and their transposes, linear maps and batch norm in eval mode."""
 
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedprune.robustness.layer_norms import Axis, Geometry
+from fedprune.robustness.geometry import Axis, Geometry
 from fedprune.robustness.operations import Convolution, Dense, Diagonal, Operation
 from fedprune.robustness.rules._registry import REQUIRED, Call, Value, exact, register
+from fedprune.robustness.transposed import TransposedConvolution
 
 
 def convolution(call: Call) -> Operation:
@@ -47,10 +49,45 @@ def linear(call: Call) -> Operation:
     return Dense(exact(weight), bias, bias.abs(), math.prod(value.shape[1:-1]))
 
 
+def transposed_convolution(call: Call) -> Operation:
+    """Lower a transposed convolution as the adjoint of the convolution that it is."""
+    given = call.attributes(
+        weight=REQUIRED, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+    )
+    weight, value = given["weight"], given["input"]
+    _check_constant(call, value, weight, given["bias"])
+    spatial = weight.ndim - 2
+    if len(value.shape) != spatial + 2:
+        call.refuse(f"its input has shape {value.shape}, without a batch axis")
+    kernel = tuple(weight.shape[2:])
+    stride, dilation = _spread(given["stride"], spatial), _spread(given["dilation"], spatial)
+    padding = _spread(given["padding"], spatial)
+    extra = _spread(given["output_padding"], spatial)
+    axes = tuple(
+        Axis((n - 1) * s - 2 * p + d * (k - 1) + e + 1, k, s, d, p, p)
+        for n, k, s, d, p, e in zip(
+            value.shape[2:], kernel, stride, dilation, padding, extra, strict=True
+        )
+    )
+    groups = int(given["groups"])
+    bias = _bias(given["bias"], weight.shape[1] * groups)
+    return TransposedConvolution(exact(weight), bias, bias.abs(), Geometry(axes, groups), extra)
+
+
+def multiply_matrix(call: Call) -> Operation:
+    """Lower x @ W with a constant matrix W [in, out]: a linear map on the last axis."""
+    given = call.bind(input=REQUIRED, other=REQUIRED)
+    value, matrix = given["input"], given["other"]
+    if not isinstance(value, Value) or not isinstance(matrix, Tensor) or matrix.ndim != 2:
+        call.refuse("only a constant matrix on the right has a rule")
+    bias = _bias(None, matrix.shape[1])
+    return Dense(exact(matrix.T), bias, bias, math.prod(value.shape[1:-1]))
+
+
 def batch_norm_module(call: Call) -> Operation:
     """Lower a batch-norm module in eval mode."""
     module: Any = call.module
-    return _batch_norm(
+    return batch_norm(
         call, call.value, module.running_mean, module.running_var, module.weight, module.bias,
         module.eps,
     )  # fmt: skip
@@ -64,13 +101,13 @@ def batch_norm_function(call: Call) -> Operation:
     )  # fmt: skip
     if given["training"]:
         call.refuse("it normalises by the batch (training=True)")
-    return _batch_norm(
+    return batch_norm(
         call, given["input"], given["running_mean"], given["running_var"], given["weight"],
         given["bias"], given["eps"],
     )  # fmt: skip
 
 
-def _batch_norm(
+def batch_norm(
     call: Call,
     value: Value,
     mean: Tensor | None,
@@ -79,6 +116,7 @@ def _batch_norm(
     bias: Tensor | None,
     eps: float,
 ) -> Operation:
+    """Lower a normalisation by running statistics: scale and shift of each channel."""
     if mean is None or variance is None:
         call.refuse("it normalises by the batch (no running statistics)")
     spread = exact(variance) + eps
@@ -128,6 +166,15 @@ register(
         torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d,
     ),
 )  # fmt: skip
+register(
+    transposed_convolution,
+    modules=(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    functions=(
+        torch.nn.functional.conv_transpose1d, torch.nn.functional.conv_transpose2d,
+        torch.nn.functional.conv_transpose3d,
+    ),
+)  # fmt: skip
+register(multiply_matrix, functions=(operator.matmul, torch.matmul), methods=("matmul",))
 register(linear, modules=(nn.Linear,), functions=(torch.nn.functional.linear,))
 register(batch_norm_module, modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
 register(batch_norm_function, functions=(torch.nn.functional.batch_norm,))

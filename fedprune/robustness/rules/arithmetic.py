@@ -1,14 +1,17 @@
-"""Sums, differences, constant factors and concatenations."""
+"""Sums, differences, constant factors, extrema, concatenations and stacks."""
 
 from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedprune.robustness.branches import Extremum, Stack
 from fedprune.robustness.operations import (
     Concatenation,
     Function,
@@ -73,6 +76,34 @@ def concatenate(call: Call) -> Operation:
     return Concatenation(axis)
 
 
+def stack(call: Call) -> Operation:
+    """Lower a stack of tensors that all depend on the input."""
+    given = call.bind(tensors=REQUIRED, dim=0)
+    tensors = list(given["tensors"])
+    if not all(isinstance(tensor, Value) for tensor in tensors):
+        call.refuse("one of the parts is a constant")
+    axis = given["dim"] % (len(tensors[0].shape) + 1)
+    if axis == 0:
+        call.refuse("it stacks before the batch (dim=0)")
+    return Stack(axis)
+
+
+def extremum(function: Callable[..., Tensor], call: Call) -> Operation:
+    """Lower the entrywise maximum or minimum of two tensors, or of one and a constant."""
+    given = call.bind(input=REQUIRED, other=REQUIRED)
+    left, right = given["input"], given["other"]
+    if isinstance(left, Value) and isinstance(right, Value):
+        if left.shape != right.shape:
+            call.refuse(f"it broadcasts {left.shape} with {right.shape}")
+        return Extremum(function)
+    value, other = (left, right) if isinstance(left, Value) else (right, left)
+    constant = _constant(call, other)
+    _check_broadcast(call, value, constant)
+    return Function(
+        function.__name__, partial(function, other=constant), Norm(1.0, "largest slope")
+    )
+
+
 def _combine(call: Call, left: Any, right: Any, first: float, second: float) -> Operation:
     if isinstance(left, Value) and isinstance(right, Value):
         if left.shape != right.shape:
@@ -121,4 +152,7 @@ register(
     methods=("div", "div_", "divide"),
 )
 register(negate, functions=(operator.neg, torch.neg, torch.negative), methods=("neg", "negative"))
+register(stack, functions=(torch.stack,))
+for _function in (torch.maximum, torch.minimum):
+    register(partial(extremum, _function), functions=(_function,), methods=(_function.__name__,))
 register(concatenate, functions=(torch.cat, torch.concat, torch.concatenate))

@@ -124,6 +124,16 @@ def total(call: Call) -> Operation:
     return _reduce(call, torch.sum, lambda count: sqrt_up(count))
 
 
+def largest(call: Call) -> Operation:
+    """Lower amax over axes other than the batch's: 1, since no two windows share an entry."""
+    return _reduce(call, torch.amax, lambda _: 1.0)
+
+
+def smallest(call: Call) -> Operation:
+    """Lower amin over axes other than the batch's: 1."""
+    return _reduce(call, torch.amin, lambda _: 1.0)
+
+
 def axis_matrix(length: int, pool: Callable[[Tensor], Tensor]) -> Floats:
     """Write a linear pool of one axis as the matrix that it is: [outputs, length]."""
     basis = torch.eye(length, dtype=torch.float64)[:, None]
@@ -223,4 +233,6 @@ for _spatial, (_avg, _adaptive, _max, _adaptive_max) in _MODULES.items():
         functions=(ADAPTIVE_MAXIMA[_spatial],),
     )
 register(mean, functions=(torch.mean,), methods=("mean",))
+register(largest, functions=(torch.amax,), methods=("amax",))
+register(smallest, functions=(torch.amin,), methods=("amin",))
 register(total, functions=(torch.sum,), methods=("sum",))

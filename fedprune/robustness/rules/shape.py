@@ -1,11 +1,9 @@
-"""Reshapes, slices, permutations and padding: entries are moved, dropped or copied."""
+"""Reshapes, permutations and padding; see `moving` for what else moves entries."""
 
 from __future__ import annotations
 
 import math
-import operator
 from functools import partial
-from types import EllipsisType
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from torch.nn import functional
 
 from fedprune.robustness.layer_norms import Axis, Geometry, padding_norm
 from fedprune.robustness.operations import Function, Operation, copy_entries
-from fedprune.robustness.rules._registry import REQUIRED, Call, Value, register
+from fedprune.robustness.rules._registry import REQUIRED, Call, register
 from fedprune.robustness.spectral import Norm
 
 
@@ -70,18 +68,6 @@ def transpose(call: Call) -> Operation:
     return Function("transpose", function, Norm(1.0, "exact"))
 
 
-def take(call: Call) -> Operation:
-    """Lower x[...] with slices and integers: a choice of distinct entries has norm 1."""
-    value, index = call.args
-    items = index if isinstance(index, tuple) else (index,)
-    if not isinstance(value, Value) or not items or not all(map(_is_basic, items)):
-        call.refuse("only slices and integers may choose entries")
-    whole = isinstance(items[0], EllipsisType) and _named_axes(items) < len(value.shape)
-    if not whole and items[0] != slice(None):
-        call.refuse("it chooses among the examples of the batch")
-    return Function("getitem", lambda tensor: tensor[items], Norm(1.0, "exact"))
-
-
 def pad(call: Call) -> Operation:
     """Lower torch.nn.functional.pad: constants are added, other modes copy entries."""
     given = call.bind(input=REQUIRED, pad=REQUIRED, mode="constant", value=None)
@@ -105,18 +91,10 @@ def pad(call: Call) -> Operation:
 
 
 def _reshape(call: Call, shape: torch.Size) -> Operation:
-    if not isinstance(call.value, Value) or len(shape) == 0 or shape[0] != 1:
+    if len(shape) == 0 or shape[0] != 1:
         call.refuse("it mixes the batch axis with others")
     rest = tuple(shape[1:])
     return copy_entries("reshape", lambda tensor: tensor.reshape(len(tensor), *rest))
-
-
-def _is_basic(item: Any) -> bool:
-    return isinstance(item, (int, slice, EllipsisType)) and not isinstance(item, bool)
-
-
-def _named_axes(items: tuple[Any, ...]) -> int:
-    return sum(not isinstance(item, EllipsisType) for item in items)
 
 
 register(flatten, modules=(nn.Flatten,), functions=(torch.flatten,), methods=("flatten",))
@@ -125,7 +103,6 @@ register(squeeze, functions=(torch.squeeze,), methods=("squeeze",))
 register(unsqueeze, functions=(torch.unsqueeze,), methods=("unsqueeze",))
 register(permute, functions=(torch.permute,), methods=("permute",))
 register(transpose, functions=(torch.transpose, torch.swapaxes), methods=("transpose",))
-register(take, functions=(operator.getitem,))
 register(pad, functions=(functional.pad,))
 
 _PADS: tuple[tuple[type[nn.Module], str], ...] = (

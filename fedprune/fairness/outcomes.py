@@ -1,0 +1,266 @@
+"""Count tables of binary tasks: group x true label x dense prediction x pruned prediction.
+
+They hold what equalised odds and demographic parity need; the plain table, which of the models
+were right, is a sum of their cells, so a client that sends one need not send the other. A record
+falls in one cell: the sensitivity is that of a plain table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from fedprune.errors import FairnessError
+from fedprune.fairness._predict import predict_classes
+from fedprune.fairness.tables import (
+    Counts,
+    GroupTable,
+    as_codes,
+    check_codes,
+    check_lengths,
+    check_whole,
+)
+
+SHAPE = (2, 2, 2)  # label x dense prediction x pruned prediction
+
+
+def _selection(counts: Counts) -> Counts:
+    return counts.sum(axis=-3)
+
+
+def _true_positive(counts: Counts) -> Counts:
+    return counts[..., 1, :, :]
+
+
+def _false_positive(counts: Counts) -> Counts:
+    return counts[..., 0, :, :]
+
+
+def _accuracy(counts: Counts) -> Counts:
+    # Where the label is 1, prediction 1 is right; where it is 0, prediction 0 is.
+    return counts[..., 1, :, :] + counts[..., 0, ::-1, ::-1]
+
+
+# How a rate's table [..., 2, 2] follows from [..., 2, 2, 2] outcomes, and the cells it sums.
+RATES: dict[str, tuple[Callable[[Counts], Counts], int]] = {
+    "accuracy": (_accuracy, 2),
+    "selection": (_selection, 2),
+    "true positive": (_true_positive, 1),
+    "false positive": (_false_positive, 1),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class OutcomeTable:
+    """Counts [num_groups, 2, 2, 2] int64: group x label x dense x pruned prediction."""
+
+    counts: Counts
+
+    def __post_init__(self) -> None:
+        """Check and freeze the counts.
+
+        Raises:
+            FairnessError: if the shape is not [num_groups, 2, 2, 2] or a count is no natural
+                number.
+        """
+        counts = _checked(np.asarray(self.counts))
+        if counts.ndim != 4:
+            raise FairnessError(
+                f"an outcome table must have the shape [num_groups, 2, 2, 2], "
+                f"got {list(counts.shape)}"
+            )
+        counts.setflags(write=False)
+        object.__setattr__(self, "counts", counts)
+
+    @classmethod
+    def of(
+        cls,
+        dense_model: nn.Module,
+        pruned_model: nn.Module,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        groups: ArrayLike | torch.Tensor,
+        *,
+        num_groups: int | None = None,
+        batch_size: int = 256,
+    ) -> OutcomeTable:
+        """Evaluate two classifiers of two classes on the same rows and count their predictions.
+
+        Arguments and errors are those of `GroupTable.of`.
+
+        Raises:
+            FairnessError: if a model has other than two classes, there are no rows, lengths
+                differ or a code is out of range.
+            ModelError: if a model returns scores that are not finite.
+        """
+        check_lengths(len(inputs), labels=len(labels))
+        dense, pruned = (
+            predict_classes(model, inputs, labels, batch_size, name, num_classes=2)
+            for model, name in ((dense_model, "dense_model"), (pruned_model, "pruned_model"))
+        )
+        return cls.from_predictions(labels, dense, pruned, groups, num_groups)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        labels: ArrayLike | torch.Tensor,
+        dense: ArrayLike | torch.Tensor,
+        pruned: ArrayLike | torch.Tensor,
+        groups: ArrayLike | torch.Tensor,
+        num_groups: int | None = None,
+    ) -> OutcomeTable:
+        """Count rows by their label and both predictions, [rows] of 0 or 1 each.
+
+        Raises:
+            FairnessError: if there are no rows, lengths differ or a code is out of range.
+        """
+        one_client = np.zeros(len(as_codes(labels, "labels")), dtype=np.int64)
+        tables = client_outcome_tables(labels, dense, pruned, groups, one_client, 1, num_groups)
+        return cls(tables[0])
+
+    @property
+    def num_groups(self) -> int:
+        """Groups in the table, those without rows included."""
+        return int(self.counts.shape[0])
+
+    @property
+    def rows(self) -> int:
+        """Rows counted, over all groups."""
+        return int(self.counts.sum())
+
+    def to_array(self) -> Counts:
+        """Return a fresh copy of the counts: [num_groups, 2, 2, 2] int64."""
+        return self.counts.copy()
+
+    def group_table(self) -> GroupTable:
+        """Give the plain table of the same rows: group x dense right x pruned right."""
+        return GroupTable(_accuracy(self.counts))
+
+    def __add__(self, other: OutcomeTable) -> OutcomeTable:
+        """Add two tables of the same groups.
+
+        Raises:
+            FairnessError: if the numbers of groups differ.
+        """
+        if not isinstance(other, OutcomeTable):
+            return NotImplemented
+        if self.num_groups != other.num_groups:
+            raise FairnessError(
+                f"tables of {self.num_groups} and of {other.num_groups} groups cannot be added"
+            )
+        return OutcomeTable(self.counts + other.counts)
+
+    def __eq__(self, other: object) -> bool:
+        """Tables are equal where every count is."""
+        return isinstance(other, OutcomeTable) and np.array_equal(self.counts, other.counts)
+
+    def __hash__(self) -> int:
+        """Hash the counts."""
+        return hash((self.counts.shape, self.counts.tobytes()))
+
+
+def client_outcome_tables(
+    labels: ArrayLike | torch.Tensor,
+    dense: ArrayLike | torch.Tensor,
+    pruned: ArrayLike | torch.Tensor,
+    groups: ArrayLike | torch.Tensor,
+    client_ids: ArrayLike | torch.Tensor,
+    num_clients: int | None = None,
+    num_groups: int | None = None,
+) -> Counts:
+    """Count the rows of many clients in one pass.
+
+    Args:
+        labels: [rows] 0 or 1.
+        dense: [rows] what the dense model predicts, 0 or 1.
+        pruned: [rows] what the pruned model predicts, 0 or 1.
+        groups: [rows] group codes, 0 to `num_groups` - 1.
+        client_ids: [rows] client numbers, 0 to `num_clients` - 1.
+        num_clients: clients in the result; the largest number plus one where it is not given.
+        num_groups: groups in the result; the largest code plus one where it is not given.
+
+    Returns:
+        [num_clients, num_groups, 2, 2, 2] int64; a client without rows has a table of zeros.
+
+    Raises:
+        FairnessError: if there are no rows, lengths differ or a code is out of range.
+    """
+    named = {"labels": labels, "dense": dense, "pruned": pruned, "groups": groups}
+    columns = {name: as_codes(values, name) for name, values in named.items()}
+    ids = as_codes(client_ids, "client_ids")
+    lengths = {name: len(column) for name, column in columns.items()}
+    check_lengths(len(ids), **lengths)
+    for name in ("labels", "dense", "pruned"):
+        check_codes(columns[name], 2, f"code of {name} of a binary task", "classes")
+    group_count = check_codes(columns["groups"], num_groups, "group code", "num_groups")
+    client_count = check_codes(ids, num_clients, "client number", "num_clients")
+    cell = ids * group_count + columns["groups"]
+    for name in ("labels", "dense", "pruned"):
+        cell = cell * 2 + columns[name]
+    counts = np.bincount(cell, minlength=client_count * group_count * 8)
+    return counts.astype(np.int64).reshape(client_count, group_count, *SHAPE)
+
+
+def stack_outcomes(
+    tables: OutcomeTable | Sequence[OutcomeTable] | ArrayLike, *, noisy: bool = False
+) -> Counts:
+    """Bring tables into one array: [num_clients, num_groups, 2, 2, 2] int64.
+
+    Args:
+        tables: one table, a sequence of tables (one a client), or counts whose last four axes
+            are [num_groups, 2, 2, 2].
+        noisy: whether noise was added to the counts, which then may be negative.
+
+    Raises:
+        FairnessError: if there is no table, shapes differ or a count is no natural number (no
+            whole number, for noisy ones).
+    """
+    if isinstance(tables, OutcomeTable):
+        return tables.to_array()[None]
+    if isinstance(tables, Sequence) and any(isinstance(one, OutcomeTable) for one in tables):
+        return _stack_sequence(tables)
+    counts = _checked(np.asarray(tables), noisy)
+    return counts.reshape(-1, *counts.shape[-4:])
+
+
+def rate_tables(counts: ArrayLike, rate: str) -> Counts:
+    """Read a rate's plain tables off outcome tables: "right" becomes "predicted 1".
+
+    Args:
+        counts: [..., num_groups, 2, 2, 2], exact or noisy.
+        rate: a key of `RATES`; "true positive" keeps rows of label 1, "false positive" of 0.
+
+    Returns:
+        [..., num_groups, 2, 2] int64, whose accuracies are the dense and pruned rates.
+
+    Raises:
+        FairnessError: if the rate is unknown or the shape is not that of outcomes.
+    """
+    if rate not in RATES:
+        raise FairnessError(f"rate must be one of {', '.join(RATES)}, got {rate!r}")
+    return np.ascontiguousarray(RATES[rate][0](_checked(np.asarray(counts), noisy=True)))
+
+
+def _stack_sequence(tables: Sequence[Any]) -> Counts:
+    odd = next((table for table in tables if not isinstance(table, OutcomeTable)), None)
+    if odd is not None:
+        raise FairnessError(f"every table must be an OutcomeTable, got {type(odd).__name__}")
+    sizes = sorted({table.num_groups for table in tables})
+    if len(sizes) > 1:
+        raise FairnessError(f"tables must have the same number of groups, got {sizes}")
+    return np.stack([table.counts for table in tables])
+
+
+def _checked(counts: NDArray[Any], noisy: bool = False) -> Counts:
+    if counts.ndim < 4 or counts.shape[-3:] != SHAPE or 0 in counts.shape:
+        raise FairnessError(
+            f"outcome tables must end in the axes [num_groups, 2, 2, 2] and hold at least one "
+            f"group, got the shape {list(counts.shape)}"
+        )
+    return check_whole(counts, noisy)
