@@ -37,6 +37,7 @@ from fedprune.privacy.mechanisms.bitwise_response import BitwiseResponse
 from fedprune.privacy.mechanisms.discrete_gaussian import DiscreteGaussian, DiscreteLaplace
 from fedprune.privacy.mechanisms.estimation import VoteEstimate, VoteSums
 from fedprune.privacy.mechanisms.mechanism import Mechanism, counts_for
+from fedprune.privacy.mechanisms.noised_counts import NoisedCounts
 from fedprune.privacy.mechanisms.record_scores import RecordScores
 from fedprune.privacy.mechanisms.reports import Report, ReportFormat
 from fedprune.privacy.mechanisms.special_cases import duchi, k_ary, make_mechanism, warner
@@ -79,6 +80,7 @@ __all__ = [
     "Ledger",
     "Mechanism",
     "Memoised",
+    "NoisedCounts",
     "PhaseVotes",
     "Posterior",
     "PureEvent",
