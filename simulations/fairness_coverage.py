@@ -321,7 +321,16 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     panel = figure.subplots()
     panel.axvspan(*NOMINAL, color="#dddddd", label="93 to 97 %")
     kinds = list(dict.fromkeys(what for row in rows for what in row["coverage"]))
-    colours = ("#000000", "#0072b2", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9")
+    colours = (
+        "#000000",
+        "#0072b2",
+        "#009e73",
+        "#d55e00",
+        "#cc79a7",
+        "#e69f00",
+        "#56b4e9",
+        "#999933",
+    )
     for place, what in enumerate(kinds):
         held = [(i, row["coverage"][what]) for i, row in enumerate(rows) if what in row["coverage"]]
         shares = np.array([found["covered"] for _, found in held])
@@ -340,7 +349,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     panel.set(xlabel="share of trials whose 95 % interval covers the truth", xlim=(0.85, 1.005))
     panel.invert_yaxis()
     panel.grid(alpha=0.3, axis="x")
-    panel.legend(fontsize=7, loc="lower left")
+    figure.legend(fontsize=7, loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=150)
 
 

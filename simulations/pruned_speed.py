@@ -17,15 +17,18 @@ here: at least 1.6 and 2.3.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import _study as study
 import torch
+from _arguments import at_least, fraction
 from matplotlib.figure import Figure
 from torch import nn
 
 from fedprune import hardware, models, pruning
+from fedprune.errors import FedpruneError
 
 SIDES = {"resnet20": 32, "resnet56": 32}  # others are torchvision's, at --side pixels
 MODELS = ("resnet20", "resnet56", "resnet18", "vgg16_bn", "mobilenet_v2", "efficientnet_b0")
@@ -158,28 +161,38 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def main() -> None:
-    """Measure every network at every batch size; write JSON and picture."""
+def options() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 64])
-    parser.add_argument("--side", type=int, default=96, help="pixels of torchvision's networks")
-    parser.add_argument("--keep", type=float, default=0.5, help="share of each group's channels")
-    parser.add_argument("--round-to", type=int, default=1)
+    parser.add_argument("--batch-sizes", nargs="+", type=at_least(1), default=[1, 64])
+    parser.add_argument("--side", type=at_least(1), default=96, help="pixels of torchvision's")
+    parser.add_argument("--keep", type=fraction, default=0.5, help="share of each group's channels")
+    parser.add_argument("--round-to", type=at_least(1), default=1)
     parser.add_argument("--ways", nargs="*", default=list(hardware.VARIANTS))
-    parser.add_argument("--repeats", type=int, default=80, help="turns at batch 1; a quarter else")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--repeats", type=at_least(6), default=80, help="turns at batch 1; a quarter else"
+    )
+    parser.add_argument("--threads", type=at_least(1), default=1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="ResNet-20, few repeats, no compiler")
     parser.add_argument("--out", type=Path, required=True, help="results JSON to write")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure every network at every batch size; write JSON and picture."""
+    arguments = options().parse_args(argv)
     if arguments.small:
         arguments.models, arguments.repeats, arguments.ways = ["resnet20"], 24, list(SMALL_WAYS)
-    rows = [
-        measure(name, batch_size, arguments)
-        for name in arguments.models
-        for batch_size in arguments.batch_sizes
-    ]
+    try:
+        rows = [
+            measure(name, batch_size, arguments)
+            for name in arguments.models
+            for batch_size in arguments.batch_sizes
+        ]
+    except FedpruneError as error:
+        raise SystemExit(str(error)) from None
     names = ("models", "batch_sizes", "side", "keep", "round_to", "ways", "repeats", "threads")
     config = {name: getattr(arguments, name) for name in names}
     told = {

@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import _study as study
 import torch
+from _arguments import at_least, fraction
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedprune import hardware, models, pruning
+from fedprune.errors import FedpruneError
 
 SECONDS_ALLOWED, TOLERANCE, COUNTERS_AGREE = 30.0, 1e-5, 1e-3
 
@@ -134,25 +136,33 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def main() -> None:
-    """Measure, check, write JSON and picture; the exit code is 1 if a claim does not hold."""
+def options() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="resnet101")
-    parser.add_argument("--side", type=int, default=224)
+    parser.add_argument("--side", type=at_least(1), default=224)
     parser.add_argument("--small", action="store_true", help="resnet50 on 64 pixels")
-    parser.add_argument("--keep-params", type=float, default=0.7)
-    parser.add_argument("--keep-macs", type=float, default=0.6)
-    parser.add_argument("--scope", default="isomorphic")
-    parser.add_argument("--round-to", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep-params", type=fraction, default=0.7)
+    parser.add_argument("--keep-macs", type=fraction, default=0.6)
+    parser.add_argument("--scope", default="isomorphic", choices=list(pruning.SCOPES))
+    parser.add_argument("--round-to", type=at_least(1), default=8)
+    parser.add_argument("--repeats", type=at_least(6), default=10)
+    parser.add_argument("--threads", type=at_least(1), default=1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="results JSON to write")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, check, write JSON and picture; the exit code is 1 if a claim does not hold."""
+    arguments = options().parse_args(argv)
     if arguments.small:
         arguments.model, arguments.side = "resnet50", 64
     torch.set_num_threads(arguments.threads)
-    found = measure(arguments)
+    try:
+        found = measure(arguments)
+    except FedpruneError as error:
+        raise SystemExit(str(error)) from None
     claims = check(found, arguments)
     names = ("model", "side", "keep_params", "keep_macs", "scope", "round_to", "repeats", "threads")
     config = {name: getattr(arguments, name) for name in names}

@@ -14,16 +14,19 @@ stands in the roofline of Williams et al. 2009: rate over operations a byte.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import _study as study
 import numpy as np
 import torch
+from _arguments import at_least, fraction
 from matplotlib.figure import Figure
 from torch import nn
 
 from fedprune import hardware, models
+from fedprune.errors import FedpruneError
 
 # Layers as ResNets have them: channels in and out, kernel, pixels; and two fully connected ones.
 CONVOLUTIONS = ((16, 16, 3, 32), (64, 64, 3, 8), (64, 64, 3, 56), (256, 256, 3, 14),
@@ -91,6 +94,21 @@ def network(arguments: argparse.Namespace, limits: hardware.Roofline) -> list[di
     return [row(work.name, work, limits) for work in works]
 
 
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The machine's limits, the layers in every form, and a network's layers."""
+    limits = hardware.roofline(threads=arguments.threads)
+    return {
+        "roofline": {
+            "gigabytes_per_second": limits.gigabytes_per_second,
+            "gigaflops": limits.gigaflops,
+            "ridge": limits.ridge,
+            "threads": limits.threads,
+        },
+        "forms": forms(arguments, limits),
+        "network": network(arguments, limits),
+    }
+
+
 def report(result: dict[str, Any]) -> str:
     """Everything as text."""
     limits = result["roofline"]
@@ -141,34 +159,33 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def main() -> None:
-    """Measure the machine, the layers and a network; write JSON and picture."""
+def options() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="resnet20", help="network for the black dots")
-    parser.add_argument("--keep", nargs="+", type=float, default=[0.5, 0.25, 0.1, 0.05, 0.02])
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep", nargs="+", type=fraction, default=[0.5, 0.25, 0.1, 0.05, 0.02])
+    parser.add_argument("--batch-size", type=at_least(1), default=8)
+    parser.add_argument("--repeats", type=at_least(6), default=20)
+    parser.add_argument("--threads", type=at_least(1), default=1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="three layers, two shares")
     parser.add_argument("--out", type=Path, required=True, help="results JSON to write")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure the machine, the layers and a network; write JSON and picture."""
+    arguments = options().parse_args(argv)
     if arguments.small:
         arguments.keep, arguments.repeats = [0.25, 0.05], 8
     torch.manual_seed(arguments.seed)
-    limits = hardware.roofline(threads=arguments.threads)
     names = ("model", "keep", "batch_size", "repeats", "threads")
     config = {name: getattr(arguments, name) for name in names}
-    told = {
-        "roofline": {
-            "gigabytes_per_second": limits.gigabytes_per_second,
-            "gigaflops": limits.gigaflops,
-            "ridge": limits.ridge,
-            "threads": limits.threads,
-        },
-        "forms": forms(arguments, limits),
-        "network": network(arguments, limits),
-    }
+    try:
+        models.default_input_shape(arguments.model)  # an unknown network is refused at once
+        told = measure(arguments)
+    except FedpruneError as error:
+        raise SystemExit(str(error)) from None
     result = study.tell(__doc__, arguments, config, told, draw)
     print(report(result))
 

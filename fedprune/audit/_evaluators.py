@@ -23,12 +23,13 @@ def fairness_section(summary: Json, tables: Json | None) -> Section:
     confidence = say.number(fairness.get("confidence")) or 0.95
     plot = plot_groups(groups, confidence)
     folded = [("Exact McNemar tests, dense against pruned", _mcnemar(groups))]
-    folded.append(("Counts that everything here follows from", _counts(tables)))
+    folded.append((_COUNTS + (_NOISED if fairness.get("noise") else ""), _counts(tables)))
     method = fairness.get("method")
     return Section(
         "fairness",
         f"Fairness by {say.text(fairness.get('group') or 'group')}",
         lead=tuple(_gap_sentences(fairness, confidence)),
+        notes=(Note("mind", _NOISE_NOTE),) if fairness.get("noise") else (),
         plots=() if plot is None else (plot,),
         facts=tuple(_overall_facts(fairness)),
         tables=(_group_table(groups, fairness),) if groups else (),
@@ -36,6 +37,14 @@ def fairness_section(summary: Json, tables: Json | None) -> Section:
         bullets=(say.sentence(method),) if method else (),
         folded=tuple((title, table) for title, table in folded if table.rows),
     )
+
+
+_COUNTS = "Counts that everything here follows from"
+_NOISED = ", as the clients noised them"
+_NOISE_NOTE = (
+    "Clients added noise to every count before it left them: counts may be negative, every "
+    "interval allows for the noise, and a group is shown only where it surely has its rows."
+)
 
 
 def _gap_sentences(fairness: Json, confidence: float) -> list[str]:
@@ -148,7 +157,8 @@ def _counts(tables: Json | None) -> Table:
     stored, names = say.list_of(tables, "test"), say.list_of(tables, "names")
     if not stored:
         return Table(head, ())
-    total = stack_tables(stored).sum(axis=0)
+    noisy = "noise" in (tables or {})
+    total = stack_tables(stored, noisy=noisy).sum(axis=0)
     if len(names) != len(total):
         return Table(head, ())
     rows = tuple(

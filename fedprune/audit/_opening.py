@@ -85,7 +85,8 @@ def _headline(summary: Json) -> str:
 def _subject(summary: Json) -> str:
     model = say.pick(summary, "config.model.name")
     dataset = say.pick(summary, "config.data.dataset")
-    who = f"{model} on {dataset}" if model and dataset else "The network"
+    named = all(isinstance(name, str) and name for name in (model, dataset))
+    who = f"{model} on {dataset}" if named else "The network"
     kept, of = say.number(say.pick(summary, "kept.units")), say.number(say.pick(summary, "kept.of"))
     if kept is None or not of:
         return f"{who} was pruned"

@@ -19,6 +19,7 @@ from fedprune.privacy.budgets.events import (
     event_from_text,
 )
 from fedprune.privacy.budgets.filters import filter_of
+from fedprune.privacy.budgets.guarantees import RECORD_ONLY
 
 KIND_OF_TRUST: Mapping[str, str] = {
     "local": "mask-report",
@@ -37,7 +38,11 @@ def charge_flaw(config: Config, num_units: int, entry: Entry) -> str | None:
     """
     if entry.relation not in UNIT_OF:
         return None
-    allowed = {KIND_OF_TRUST.get(config.privacy.trust), UPDATE if _updates(config) else None}
+    allowed = {
+        KIND_OF_TRUST.get(config.privacy.trust),
+        UPDATE if _updates(config) else None,
+        _table_kind(config),
+    }
     if entry.kind not in allowed:
         return f"charges a {entry.kind!r}, which this configuration does not ask for"
     if not _round_fits(config, entry):
@@ -46,7 +51,7 @@ def charge_flaw(config: Config, num_units: int, entry: Entry) -> str | None:
         event = event_from_text(entry.event)
     except PrivacyError as error:
         return f"charges what is {error}"
-    relation = ADD_REMOVE_RECORD if entry.kind in ("record-scores", UPDATE) else REPLACEMENT
+    relation = ADD_REMOVE_RECORD if entry.kind in RECORD_ONLY else REPLACEMENT
     if entry.relation != relation or not _EVENT_FITS[entry.kind](config, num_units, event):
         return (
             f"charges {event!r} under {entry.relation} (epsilon = {entry.epsilon:g}), which is not "
@@ -59,7 +64,13 @@ def _updates(config: Config) -> bool:
     return runs.private_rounds(config) > 0
 
 
+def _table_kind(config: Config) -> str | None:
+    return runs.table_kind(runs.table_mechanism(config, 1)) if runs.tables_noised(config) else None
+
+
 def _round_fits(config: Config, entry: Entry) -> bool:
+    if entry.kind in (runs.RECORD_TABLE, runs.CLIENT_TABLE):
+        return entry.round in runs.TABLE_ROUNDS
     if entry.kind == UPDATE:
         return entry.round.startswith(("train-", "tune-"))
     steps, phases = config.prune.steps, config.privacy.phases
@@ -92,9 +103,16 @@ def _update_fits(config: Config, num_units: int, event: Event) -> bool:
     )
 
 
+def _table_fits(config: Config, num_units: int, event: Event) -> bool:
+    del num_units
+    return event in runs.table_events(config)
+
+
 _EVENT_FITS: Mapping[str, Callable[[Config, int, Event], bool]] = {
     "mask-report": _report_fits,
     "aggregate-share": _zero_concentrated_fits,
     "record-scores": _zero_concentrated_fits,
     UPDATE: _update_fits,
+    runs.RECORD_TABLE: _table_fits,
+    runs.CLIENT_TABLE: _table_fits,
 }

@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedprune import hardware, pruning, runs
+from fedprune.audit import ledger_claims
 from fedprune.audit.evidence import Evidence
 from fedprune.audit.findings import Finding, check, same
 from fedprune.audit.summary_checks import check_summary
+from fedprune.errors import ReportError
+from fedprune.privacy import NoisedCounts
 from fedprune.runs import RunFolder
 
 JsonDict = dict[str, Any]
@@ -56,6 +60,13 @@ def check_fairness(evidence: Evidence) -> Iterator[Finding]:
         found = runs.fairness_of_tables(evidence.folder.read_json("tables.json"))
         return same("fairness", evidence.summary["fairness"], found)
 
+    if runs.tables_noised(evidence.config):
+        yield check(
+            "fairness",
+            "the count tables are those that the clients noised, charged and stored",
+            lambda: _other_tables(evidence),
+            "every table, from the stored bytes",
+        )
     if evidence.simulated or not _evaluated_by_some(evidence):
         yield check(
             "fairness",
@@ -66,6 +77,37 @@ def check_fairness(evidence: Evidence) -> Iterator[Finding]:
     yield check("fairness", "gaps and intervals follow from the count tables", fairness, "redone")
 
 
+def _other_tables(evidence: Evidence) -> str | None:
+    """Compare tables.json with what the ledger, or the receipts, of the two rounds hold."""
+    stored = evidence.folder.read_json("tables.json")
+    mechanism = runs.table_mechanism(evidence.config, len(stored["names"]))
+    noise = runs.table_noise(evidence.config, len(stored["names"]))
+    if noise is None or stored.get("noise") != noise.to_json():
+        return "tables.json describes another noise than the configuration asks for"
+    sent = {name: _sent_tables(evidence, mechanism, name) for name in runs.TABLE_ROUNDS}
+    told = np.array(stored["test"], dtype=np.int64).reshape(-1, mechanism.num_cells)
+    if sorted(told.tolist()) != sorted(sent["tables"].tolist()):
+        return "the tables of test rows are not those that the clients sent"
+    total = np.array(stored["train_total"], dtype=np.int64).reshape(-1)
+    if total.tolist() != sent["pair-tables"].sum(axis=0).tolist():
+        return "the total over training rows is not that of the tables that the clients sent"
+    drawn = runs.table_noise(evidence.config, len(stored["names"]), len(sent["pair-tables"]))
+    if drawn is None or stored.get("train_noise") != drawn.to_json():
+        return "tables.json describes another noise of the training rows' total"
+    return None
+
+
+def _sent_tables(evidence: Evidence, mechanism: NoisedCounts, name: str) -> NDArray[np.int64]:
+    if evidence.simulated:
+        found = [report.payload for _, report in ledger_claims.reports(evidence).get(name, [])]
+    else:
+        found = [receipt.report for receipt in evidence.used_receipts(name)]
+    if {len(one) for one in found} - {mechanism.report_bytes}:
+        raise ReportError(f"a table of round {name} has not {mechanism.report_bytes} bytes")
+    rows = np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, mechanism.report_bytes)
+    return mechanism.decode_rows(rows)
+
+
 def _nothing_evaluated(evidence: Evidence) -> str | None:
     stated = evidence.summary["accuracy"]
     wrong = same("accuracy", stated, dict.fromkeys(stated))
@@ -73,23 +115,21 @@ def _nothing_evaluated(evidence: Evidence) -> str | None:
 
 
 def _accuracy(evidence: Evidence) -> str | None:
-    counts = np.array(evidence.folder.read_json("tables.json")["test"]).sum(axis=(0, 1))
+    stored = evidence.folder.read_json("tables.json")
+    counts = np.array(stored["test"]).sum(axis=(0, 1))
     total = counts.sum()
     found = {"dense": counts[1].sum() / total, "pruned": counts[:, 1].sum() / total}
+    if runs.tables_noised(evidence.config):
+        found = runs.fairness_of_tables(stored)["accuracy"]
+        found = {key: found[key] for key in ("dense", "pruned")}
     claimed = {key: evidence.summary["accuracy"][key] for key in found}
     return same("accuracy", claimed, {k: float(v) for k, v in found.items()})
 
 
 def _heard(evidence: Evidence) -> str | None:
     """Compare a deployed run's accuracies with what its evaluation rounds ended with."""
-    results, steps = evidence.results(), evidence.config.prune.steps
-    phases = {
-        "dense": "evaluate-dense",
-        "pruned": "evaluate-after",
-        "pruned_before_fine_tuning": f"evaluate-{steps}-before",
-    }
-    found = {key: results.get(phase, {}).get("accuracy") for key, phase in phases.items()}
-    return same("accuracy", {key: evidence.summary["accuracy"][key] for key in found}, found)
+    found = runs.accuracies(evidence.config, evidence.simulated, evidence.results())
+    return same("accuracy", evidence.summary["accuracy"], found)
 
 
 def _evaluated_by_some(evidence: Evidence) -> bool:

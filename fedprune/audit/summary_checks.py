@@ -51,11 +51,7 @@ def _odd(evidence: Evidence) -> str | None:
 
 def _accuracy(evidence: Evidence) -> JsonDict:
     """Accuracies of the evaluation rounds; none where nobody was asked for count tables."""
-    return {
-        "dense": _evaluated(evidence, "evaluate-dense"),
-        "pruned": _evaluated(evidence, "evaluate-after"),
-        "pruned_before_fine_tuning": _evaluated(evidence, _before(evidence)),
-    }
+    return runs.accuracies(evidence.config, evidence.simulated, evidence.results())
 
 
 def _before(evidence: Evidence) -> str:

@@ -126,6 +126,10 @@ def supernode(
     tables: Annotated[
         bool, typer.Option("--tables", help="Let count tables leave, unprotected.")
     ] = False,
+    noised_tables: Annotated[
+        bool,
+        typer.Option("--noised-tables", help="Let count tables leave with noise, as charged."),
+    ] = False,
     home: Annotated[Path, typer.Option(help="Folder for Flower's files and logs.")] = Path(
         "supernode"
     ),
@@ -147,7 +151,7 @@ def supernode(
         "delta": delta,
         "record-delta": record_delta,
         "least-colluding": least_colluding,
-        "tables": "unprotected" if tables else "off",
+        "tables": "unprotected" if tables else "noised" if noised_tables else "off",
     }
     settings |= {key: value for key, value in (("dataset", dataset), ("model", model)) if value}
     for name, path in (("head-copy", head_copy), ("roster", roster)):

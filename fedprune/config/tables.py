@@ -158,10 +158,20 @@ class TrainConfig(_Table):
 
 
 class EvaluateConfig(_Table):
-    """What is measured, on which rows, and what may leave a client for it."""
+    """What is measured, on which rows, and what may leave a client for it.
+
+    With `tables` = noised a client sends two count tables at most, of its test and of its training
+    rows, each with discrete Laplace noise of `table_epsilon` (delta = 0): at record level, or at
+    client level, where a table counts `table_rows` of the client's rows at most.
+    """
 
     split: Literal["test", "validation"] = "test"
-    tables: Literal["simulation-only", "unprotected", "off"] = "simulation-only"
+    tables: Literal["simulation-only", "unprotected", "noised", "off"] = "simulation-only"
+    table_epsilon: Annotated[
+        float, Field(ge=1e-3, le=64, description="a number in [0.001, 64]")
+    ] = 1.0
+    table_unit: Literal["record", "client"] = "record"
+    table_rows: PositiveCount = 100
     seeds: PositiveCount = 3
     baselines: Switch = True
     certified_radius: Positive = 0.1

@@ -235,7 +235,7 @@ def _group_results(sample: Sample, names: Sequence[str]) -> tuple[GroupResult, .
 
 
 def _mcnemar(sample: Sample, codes: list[int]) -> list[tuple[float | None, float | None]]:
-    """Exact p-values and adjusted ones; None where rows depend on each other or counts are noisy."""
+    """Exact p-values and adjusted ones; None where rows are not independent or counts noisy."""
     if sample.whole_clients or sample.noise is not None:
         return [(None, None)] * len(codes)
     cells = [sample.total[code] for code in codes]

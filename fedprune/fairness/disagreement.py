@@ -113,7 +113,7 @@ def modal_predictions(predictions: ArrayLike) -> Counts:
     votes = np.zeros((codes.shape[1], int(codes.max()) + 1), dtype=np.int64)
     for model in codes:
         votes[np.arange(len(model)), model] += 1
-    return votes.argmax(axis=1).astype(np.int64)
+    return np.asarray(votes.argmax(axis=1), dtype=np.int64)
 
 
 def _probabilities(

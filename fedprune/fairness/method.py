@@ -96,8 +96,8 @@ def _resampled(sample: Sample) -> str:
         return f"{records}: fewer than {MIN_CLIENTS} clients cannot be resampled as wholes"
     few = int(sample.holders[sample.shown].min())
     return (
-        f"{records}: one of the groups has rows on {_about(sample)}{few} clients, and fewer than {MIN_HOLDERS} "
-        f"cannot be resampled as wholes"
+        f"{records}: one of the groups has rows on {_about(sample)}{few} clients, and fewer than "
+        f"{MIN_HOLDERS} cannot be resampled as wholes"
     )
 
 

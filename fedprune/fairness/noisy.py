@@ -59,7 +59,8 @@ def effective_holders(tables: Counts, noise: TableNoise | None = None) -> Counts
     total = np.maximum(rows.sum(axis=0), 1.0)
     noise_squares = 0.0 if noise is None else len(rows) * noise.times(CELLS).variance
     squares = (rows**2).sum(axis=0) - noise_squares
-    return np.clip(np.rint(total**2 / np.maximum(squares, total)), 1, len(rows)).astype(np.int64)
+    effective = np.rint(total**2 / np.maximum(squares, total))
+    return np.asarray(np.clip(effective, 1, len(rows)), dtype=np.int64)
 
 
 def resample_noisy_records(
@@ -74,5 +75,5 @@ def resample_noisy_records(
     fitted = np.maximum(total, 1)  # a cell that noise made empty may still vary
     drawn = generator.multinomial(fitted.sum(), fitted / fitted.sum(), size=resamples)
     again = noise.times(len(tables)).sample((resamples, len(total)), generator)
-    around = total + (drawn - fitted) + again
-    return around.astype(np.float64).reshape(resamples, *tables.shape[1:])
+    around = np.asarray(total + (drawn - fitted) + again, dtype=np.float64)
+    return around.reshape(resamples, *tables.shape[1:])

@@ -31,7 +31,7 @@ SHAPE = (2, 2, 2)  # label x dense prediction x pruned prediction
 
 
 def _selection(counts: Counts) -> Counts:
-    return counts.sum(axis=-3)
+    return np.asarray(counts.sum(axis=-3))
 
 
 def _true_positive(counts: Counts) -> Counts:

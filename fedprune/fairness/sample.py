@@ -61,6 +61,10 @@ class Sample:
             return max(2, int(self.effective[code]))
         return int(self.total[code].sum())
 
+    def seen(self, code: int) -> int:
+        """Draws that could have shown what a group hides: clients that hold it, or its rows."""
+        return int(self.holders[code] if self.whole_clients else self.total[code].sum())
+
     def shares(self, counts: Counts) -> tuple[Floats, Floats]:
         """Dense and pruned accuracy of `counts`; noise cannot make them impossible."""
         dense, pruned = accuracies(counts)
@@ -237,7 +241,7 @@ def excess_loss(sample: Sample, code: int) -> Change:
     )
     value = _pruned_minus_dense(sample.total.sum(axis=0)) - _pruned_minus_dense(sample.total[code])
     independent = sample.independent(code)
-    allowance = _allowance(sample.total[code], independent, sample.confidence)
+    allowance = _allowance(sample.total[code], sample.seen(code), sample.confidence)
     return Change(float(value), draws[np.isfinite(draws)], independent, allowance, limit=2.0)
 
 
@@ -247,9 +251,9 @@ def difference_change(sample: Sample, best: int, worst: int) -> Change:
         sample.totals[:, worst]
     )
     value = _pruned_minus_dense(sample.total[best]) - _pruned_minus_dense(sample.total[worst])
-    counts = [(code, sample.independent(code)) for code in (best, worst)]
+    counts = [(code, sample.seen(code)) for code in (best, worst)]
     allowance = sum(_allowance(sample.total[code], n, sample.confidence) for code, n in counts)
-    independent = min(n for _, n in counts)
+    independent = min(sample.independent(code) for code in (best, worst))
     return Change(float(value), draws[np.isfinite(draws)], independent, allowance, limit=2.0)
 
 

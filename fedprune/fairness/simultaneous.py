@@ -76,4 +76,5 @@ def _half_widths(deviations: Floats, independent: int, confidence: float) -> Flo
     critical = float(np.quantile(standard.max(axis=1), confidence))
     tail = (1 - confidence) / 2  # as the expanded percentiles: few draws ask for Student's t
     student = float(stats.t.isf(tail, independent - 1) / stats.norm.isf(tail))
-    return critical * student * math.sqrt(independent / (independent - 1)) * errors
+    widened = critical * student * math.sqrt(independent / (independent - 1))
+    return np.asarray(widened * errors)

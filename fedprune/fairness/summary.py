@@ -115,10 +115,11 @@ class FairnessSummary:
     `gap_dense` and `gap_pruned` are best minus worst accuracy among groups of at least
     `min_group` rows, `gap_change` is their difference (pruned minus dense); None where fewer than
     two groups are large enough. They are biased upward, so the interval is that of `pair`, whose
-    two groups were fixed beforehand. `gap_*_by_chance` is the mean gap that groups of equal accuracy
-    would show by chance (and noise) alone; `gap_*_interval` covers the gap whichever groups are
-    best and worst. `noise` describes what was added to the counts, if anything. `conditional_on` says for whom the intervals speak; it is
-    empty where they speak for the population that the clients were drawn from.
+    two groups were fixed beforehand. `gap_*_by_chance` is the mean gap that groups of equal
+    accuracy would show by chance (and noise) alone; `gap_*_interval` covers the gap whichever
+    groups are best and worst. `noise` describes what was added to the counts, if anything.
+    `conditional_on` says for whom the intervals speak; it is empty where they speak for the
+    population that the clients were drawn from.
     """
 
     group: str

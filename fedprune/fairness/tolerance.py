@@ -21,7 +21,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
@@ -106,7 +105,7 @@ def gap_test(
     changes = [difference_change(sample, best, worst) for best, worst in pairs]
     left_out = set(range(len(names))) - {int(code) for code in sample.shown}
     return GapTest(
-        p_value=max(_p_value(change, tolerance) for change in changes),
+        p_value=max(_p_value(change, tolerance, confidence) for change in changes),
         upper_limit=max(_upper_limit(change, confidence) for change in changes),
         left_out=tuple(names[code] for code in sorted(left_out)),
     )
@@ -169,11 +168,11 @@ def _error(change: Change) -> float:
     return float(change.draws.std()) * math.sqrt(change.independent / (change.independent - 1))
 
 
-def _p_value(change: Change, tolerance: float) -> float:
+def _p_value(change: Change, tolerance: float, confidence: float) -> float:
     distance, error = tolerance - change.value - change.allowance, _error(change)
     if error == 0:
-        # Every row followed its group, and the allowance covers what hid at 97.5 %: no more.
-        return 1.0 if distance <= 0 else 0.025
+        # Every row followed its group; the allowance covers what hid at its own level, no more.
+        return 1.0 if distance <= 0 else (1 - confidence) / 2
     return float(stats.t.sf(distance / error, change.independent - 1))
 
 

@@ -32,6 +32,7 @@ from fedprune.federated.record_answers import answer_record_scores
 from fedprune.federated.report_answers import answer_masks, answer_report
 from fedprune.federated.secure_answers import SUM_ANSWERERS
 from fedprune.federated.station import Station
+from fedprune.federated.table_answers import answer_table
 from fedprune.federated.training_answers import answer_train
 from fedprune.privacy.budgets.events import ADD_REMOVE_RECORD, REPLACEMENT
 
@@ -51,6 +52,7 @@ ANSWERERS: Mapping[str, Answerer] = {
     "query.report": answer_report,
     "query.record_scores": answer_record_scores,
     "query.masks": answer_masks,
+    "query.table": answer_table,
     "query.margins": answer_margins,
     **SUM_ANSWERERS,
 }

@@ -17,16 +17,31 @@ from fedprune.errors import FederationError
 from fedprune.federated.answers import Answers
 from fedprune.federated.experiment import Experiment, Held, JsonDict
 from fedprune.federated.messages import answer_bytes
-from fedprune.runs import fairness_of_tables, lipschitz_bounds
+from fedprune.federated.table_answers import KIND as TABLE_KIND
+from fedprune.federated.table_answers import table_settings
+from fedprune.runs import (
+    fairness_of_tables,
+    lipschitz_bounds,
+    table_mechanism,
+    table_noise,
+    tables_noised,
+)
 
 Tables = NDArray[np.int64]
 Margins = NDArray[np.float64]
 _PAIR_CLIENTS = 1000  # whose training rows choose the pair of groups that is followed
 
 
-def accuracy_of(experiment: Experiment, held: Held, dense: Held, name: str) -> float | None:
-    """Accuracy of a model over all clients' evaluation rows, as a phase of its own."""
-    if not experiment.tables_wanted:
+def accuracy_of(
+    experiment: Experiment, held: Held, dense: Held, name: str, counterfactual: bool = False
+) -> float | None:
+    """Accuracy of a model over all clients' evaluation rows, as a phase of its own.
+
+    None where count tables cost a budget: that is spent at the end, not between steps. A baseline's
+    tables exist inside the simulation alone.
+    """
+    noised = tables_noised(experiment.config)
+    if not experiment.tables_wanted or (noised and not counterfactual):
         return None
 
     def action() -> JsonDict:
@@ -45,7 +60,10 @@ def ask_tables(
     clients: list[int],
     round_name: str,
 ) -> Tables:
-    """Collect count tables: [clients, num_groups, 2, 2]."""
+    """Collect count tables, with noise where so configured: [clients, num_groups, 2, 2]."""
+    if tables_noised(experiment.config):
+        heard = _noised_tables(experiment, held, dense, split, clients, round_name)
+        return np.concatenate(list(heard))
     return np.concatenate(list(_tables(experiment, held, dense, split, clients, round_name)))
 
 
@@ -58,13 +76,14 @@ def _tables(
     round_name: str,
 ) -> Iterator[Tables]:
     """Ask for count tables; give those of one or many clients at a time, in order."""
+    noised = tables_noised(experiment.config)
     question = experiment.question(
         round_name,
         held,
         {
             "split": split,
             "groups": experiment.config.data.groups,
-            "tables": experiment.config.evaluate.tables,
+            "tables": "simulation-only" if noised else experiment.config.evaluate.tables,
         },
         reference=dense.weights,
     )
@@ -81,6 +100,28 @@ def _tables(
         return counts.reshape(len(answers), num_groups, 2, 2)
 
     return experiment.ask_together("evaluate", question, clients, round_name, read)
+
+
+def _noised_tables(
+    experiment: Experiment,
+    held: Held,
+    dense: Held,
+    split: str,
+    clients: list[int],
+    round_name: str,
+) -> Iterator[Tables]:
+    """As `_tables`, of tables that clients noised themselves and charged to their budgets."""
+    groups = experiment.config.data.groups
+    num_groups = len(experiment.schema.group_names(groups))
+    mechanism = table_mechanism(experiment.config, num_groups)
+    settings = table_settings(mechanism, split, groups)
+    question = experiment.question(round_name, held, settings, reference=dense.weights)
+
+    def read(answers: Answers) -> Tables:
+        counts = mechanism.decode_rows(answers.rows("report", "noised count table"))
+        return counts.reshape(len(answers), num_groups, 2, 2)
+
+    return experiment.ask_together(TABLE_KIND, question, clients, round_name, read)
 
 
 def fairness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDict | None:
@@ -103,6 +144,9 @@ def fairness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDict 
             "test": tables.tolist(),
             "train_total": other.sum(axis=0).tolist(),
         }
+        for key, count in (("noise", 1), ("train_noise", len(other))):
+            noise = table_noise(experiment.config, len(names), count)
+            stored |= {key: noise.to_json()} if noise else {}
         experiment.folder.write_json("tables.json", stored)
         return fairness_of_tables(stored)
 

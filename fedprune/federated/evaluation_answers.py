@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedprune import fairness
 from fedprune.federated.answering import send_unprotected
 from fedprune.federated.answers import Answers, Outcome, Outcomes
 from fedprune.federated.messages import Question, answer_content
 from fedprune.federated.station import RowSource, Station
+from fedprune.federated.table_answers import count_tables
 
 
 def answer_evaluate(station: Station, question: Question, clients: Sequence[int]) -> Outcomes:
@@ -18,19 +18,7 @@ def answer_evaluate(station: Station, question: Question, clients: Sequence[int]
     if station.node is not None and station.node.tables != "unprotected":
         station.simulation_only(f"to send count tables: its own tables = {station.node.tables!r}")
     recorded = station.node is not None or question.text("tables") == "unprotected"
-    split, group = question.text("split"), question.text("groups")
-    places, owners = station.cohort_index(clients, split)
-    column = station.rows(split).group(group)
-    tables = np.zeros((len(clients), len(column.names), 2, 2), dtype=np.int64)
-    if len(places):  # where there are more clients than rows, a cohort may have none
-        tables = fairness.client_tables(
-            station.correct(question, True, split, places),
-            station.correct(question, False, split, places),
-            column.codes[places],
-            owners,
-            len(clients),
-            len(column.names),
-        )
+    tables = count_tables(station, question, clients)
     counts = tables.reshape(len(clients), -1).astype("<i8").view(np.uint8)
     answers = Answers(np.array(clients, dtype=np.int64), {"table": counts})
     if recorded:

@@ -52,7 +52,8 @@ def own_settings(config: Config, clients: int) -> dict[str, dict[str, Scalar]]:
 
     The budget of each is what the run asks for; count tables leave if the run asks for them.
     """
-    tables = "unprotected" if config.evaluate.tables == "unprotected" else "off"
+    wanted = config.evaluate.tables
+    tables = wanted if wanted in ("unprotected", "noised") else "off"
     return {
         f"client-{client}": {
             "partition-id": client,

@@ -21,7 +21,7 @@ from fedprune.privacy.budgets.events import ADD_REMOVE_RECORD
 
 CLIENT_KEY = "partition-id"
 _REQUIRED = ("data-root", "ledger", "epsilon")
-_UNPROTECTED, _OFF = "unprotected", "off"
+_UNPROTECTED, _NOISED, _OFF = "unprotected", "noised", "off"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class NodeSettings:
         signing_key: file of the key that signs its receipts; beside the ledger by default.
         dataset: name of its data set; "" takes the run's, unless that names code to import.
         model: the "package.module:function" that it allows to be imported, if any.
-        tables: "unprotected" lets count tables leave, anything else does not.
+        tables: "noised" lets count tables leave with noise, charged to the budgets above;
+            "unprotected" without it too; "off" lets none leave.
         split_seed: holds out its test rows and, with `num_partitions`, picks its share.
         num_partitions: where several clients share one data root, for trying things out: it takes
             one share of that many; None where all rows are its own.
@@ -89,6 +90,8 @@ class NodeSettings:
             raise RefusedInDeploymentError(f"node config: {error}") from None
 
     def _record_budget(self, epsilon: float) -> Budget:
+        if self.record_delta == 0:
+            return Budget(epsilon, relation=ADD_REMOVE_RECORD)
         if not self.record_order:
             return Budget.renyi(epsilon, self.record_delta, ADD_REMOVE_RECORD)
         return Budget(
@@ -132,7 +135,7 @@ class NodeSettings:
             signing_key=Path(str(node_config.get("signing-key", own_key))).expanduser(),
             dataset=str(node_config.get("dataset", "")),
             model=str(node_config.get("model", "")),
-            tables=_choice(node_config, "tables", _OFF, (_OFF, _UNPROTECTED)),
+            tables=_choice(node_config, "tables", _OFF, (_OFF, _NOISED, _UNPROTECTED)),
             split_seed=_whole(node_config, "split-seed", 1) or 0,
             num_partitions=_whole(node_config, "num-partitions", None),
             partition=_choice(node_config, "partition", "iid", tuple(PARTITIONS)),

@@ -47,7 +47,9 @@ def follow(experiment: Experiment, dense: Held, name: str, rank: Ranker) -> Outc
     held, before = dense, None
     for step, fraction in schedule(experiment):
         held = _prune(experiment, held, dense, step, fraction, rank, prefix, counterfactual)
-        before = accuracy_of(experiment, held, dense, f"{prefix}evaluate-{step.number}-before")
+        before = accuracy_of(
+            experiment, held, dense, f"{prefix}evaluate-{step.number}-before", counterfactual
+        )
         held = train_rounds(
             experiment,
             held,
@@ -57,7 +59,7 @@ def follow(experiment: Experiment, dense: Held, name: str, rank: Ranker) -> Outc
             learning_rate=experiment.config.train.fine_tune_learning_rate,
             counterfactual=counterfactual,
         )
-    after = accuracy_of(experiment, held, dense, f"{prefix}evaluate-after")
+    after = accuracy_of(experiment, held, dense, f"{prefix}evaluate-after", counterfactual)
     return Outcome(held, after, before)
 
 

@@ -17,6 +17,7 @@ from fedprune.federated.private_training import training_asked_for, update_entry
 from fedprune.federated.record_answers import record_entry
 from fedprune.federated.report_answers import report_entry
 from fedprune.federated.secure_questions import INPUT, sum_entry
+from fedprune.federated.table_answers import table_entry
 from fedprune.privacy import Entry, Receipt
 from fedprune.privacy.budgets.events import UNPROTECTED
 from fedprune.privacy.ledgers.chain import SENT
@@ -94,6 +95,11 @@ def _record_scores(question: Question, client: int, answer: RecordDict) -> _Expe
     return record_entry(question, client), _stored(answer)
 
 
+def _table(question: Question, client: int, answer: RecordDict) -> _Expected:
+    own = table_entry(question)
+    return replace(own, client=str(client)), _stored(answer)
+
+
 def _sum_input(question: Question, client: int, answer: RecordDict) -> _Expected:
     return sum_entry(INPUT, question, client), _stored(answer)
 
@@ -116,4 +122,5 @@ _EXPECTED: Mapping[str, Callable[[Question, int, RecordDict], _Expected]] = {
     "train": _unprotected("model-update"),
     "train.private": _update,
     "evaluate": _unprotected("count-table"),
+    "query.table": _table,
 }

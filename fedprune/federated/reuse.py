@@ -74,7 +74,7 @@ def baseline_series(experiment: Experiment, dense: Held, name: str) -> Series | 
         count tables leave the clients, or the private path says who is there in it.
     """
     config = experiment.config
-    if config.train.private != "off" or config.evaluate.tables == "unprotected":
+    if config.train.private != "off" or config.evaluate.tables in ("unprotected", "noised"):
         return None
     if config.availability.configured:
         return None

@@ -10,6 +10,7 @@ from fedprune import __version__
 from fedprune.federated.experiment import Experiment, Held, JsonDict
 from fedprune.federated.path import Outcome
 from fedprune.runs import (
+    accuracies,
     availability_totals,
     certified_accuracies,
     compare_over_seeds,
@@ -39,11 +40,7 @@ def summarize(
         "name": run_title(experiment.config),
         "seed": experiment.config.seed,
         "simulated": experiment.simulated,
-        "accuracy": {
-            "dense": results.get("evaluate-dense", {}).get("accuracy"),
-            "pruned": private.accuracy,
-            "pruned_before_fine_tuning": private.accuracy_before_fine_tuning,
-        },
+        "accuracy": accuracies(experiment.config, experiment.simulated, results),
         "mask_recall": recalls.get("private"),
         "mask_recall_without_prior": recalls.get("votes_without_prior"),
         "baselines": _baselines(baselines, recalls),

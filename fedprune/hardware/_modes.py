@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from fedprune.errors import ModelError
 
 
 @contextmanager
@@ -44,3 +46,45 @@ def threads_set_to(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def run(name: str, model: nn.Module, example: Tensor) -> None:
+    """Run a model and drop what it says.
+
+    Raises:
+        ModelError: if it cannot process the example.
+    """
+    try:
+        model(example)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(
+            f"{name} cannot process an example of shape {list(example.shape)}: {reason}"
+        ) from error
+
+
+def batch_of(example_input: Tensor, batch_size: int) -> Tensor:
+    """Repeat an example's rows to fill a batch, [batch_size, ...].
+
+    Raises:
+        ModelError: if there is no row.
+    """
+    check_example(example_input)
+    return example_input[torch.arange(batch_size) % len(example_input)]
+
+
+def check_example(example_input: object) -> None:
+    """Refuse what is no batch of at least one example.
+
+    Raises:
+        ModelError: saying what was given.
+    """
+    if not isinstance(example_input, Tensor):
+        raise ModelError(
+            f"an example input must be one tensor [batch, ...], got {type(example_input).__name__}"
+        )
+    if example_input.ndim == 0 or len(example_input) == 0:
+        raise ModelError(
+            f"an example input must have at least one example, got shape "
+            f"{list(example_input.shape)}"
+        )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from fedprune.errors import ConfigError
-from fedprune.hardware._modes import evaluating
+from fedprune.hardware._modes import batch_of, evaluating, run
 from fedprune.hardware.latency import Latency, summary
 from fedprune.hardware.timing import FEWEST_REPEATS, check_counts, median_interval, time_in_turns
 
@@ -58,16 +58,21 @@ def compare(
         threads: Processor threads that torch may use.
 
     Raises:
-        ConfigError: if a count is out of range or the baseline is none of the models.
+        ConfigError: if a count is out of range, there is no model, or the baseline is none of them.
+        ModelError: if a network cannot process the batch.
     """
-    check_counts("a comparison", batch_size=batch_size, warmup=warmup, threads=threads)
+    check_counts(
+        "a comparison", batch_size=batch_size, repeats=repeats, warmup=warmup, threads=threads
+    )
     if repeats < FEWEST_REPEATS:
         raise ConfigError(f"repeats of a comparison must be at least 6, got {repeats}")
-    first = next(iter(models), None) if baseline is None else baseline
-    if first is None or first not in models:
+    if not models:
+        raise ConfigError("a comparison needs at least one network, got none")
+    first = next(iter(models)) if baseline is None else baseline
+    if first not in models:
         raise ConfigError(f"baseline must be one of {', '.join(models)}, got {first!r}")
-    batch = example_input[torch.arange(batch_size) % len(example_input)]
-    works = {name: (lambda model=model: model(batch)) for name, model in models.items()}
+    batch = batch_of(example_input, batch_size)
+    works = {name: partial(run, name, model, batch) for name, model in models.items()}
     with evaluating(models.values()):
         times = time_in_turns(works, repeats=repeats, warmup=warmup, threads=threads)
     found = {}

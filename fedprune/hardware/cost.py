@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedprune.errors import ModelError
-from fedprune.hardware._modes import evaluating, unfused_attention
+from fedprune.hardware._modes import check_example, evaluating, run, unfused_attention
 
 FLOAT32_BYTES = 4
 
@@ -72,17 +71,11 @@ def _state_buffers(model: nn.Module) -> Iterable[Tensor]:
 
 
 def _count_macs(model: nn.Module, example_input: Tensor) -> int:
+    check_example(example_input)
     # Operations are taken apart as they are in training: inference mode would keep some whole.
-    with evaluating([model]), torch.inference_mode(False), torch.no_grad():
-        example = example_input[:1].clone()  # some models write into their inputs
-        try:
-            with counting_macs(model) as counter:
-                model(example)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ModelError(
-                f"the model cannot process an example of shape {list(example.shape)}: {reason}"
-            ) from error
+    plain = torch.inference_mode(False)
+    with evaluating([model]), plain, torch.no_grad(), counting_macs(model) as counter:
+        run("the model", model, example_input[:1].clone())  # some models write into their inputs
     return counter.macs
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from fedprune.hardware._modes import evaluating
+from fedprune.hardware._modes import batch_of, evaluating, run
 from fedprune.hardware.timing import Times, check_counts, time_in_turns
 
 
@@ -48,6 +48,7 @@ def latency(
 
     Raises:
         ConfigError: if a count is out of range.
+        ModelError: if a network cannot process the batch.
     """
     check_counts(
         "a latency measurement",
@@ -56,8 +57,8 @@ def latency(
         threads=threads,
         warmup=warmup,
     )
-    batch = example_input[torch.arange(batch_size) % len(example_input)]
-    works = {name: (lambda model=model: model(batch)) for name, model in models.items()}
+    batch = batch_of(example_input, batch_size)
+    works = {name: partial(run, name, model, batch) for name, model in models.items()}
     with evaluating(models.values()):
         times = time_in_turns(works, repeats=repeats, warmup=warmup, threads=threads)
     return {name: summary(mine, batch_size, threads) for name, mine in times.items()}

@@ -68,7 +68,8 @@ class Grid:
         ins, outs, ms = (np.array(stored[key], dtype=np.float64) for key in ("ins", "outs", "ms"))
         rising = all(axis.ndim == 1 and len(axis) and (np.diff(axis) > 0).all()
                      for axis in (ins, outs))  # fmt: skip
-        if not rising or ms.shape != (len(ins), len(outs)) or not (ms > 0).all():
+        positive = (ms > 0).all() and np.isfinite(ms).all()
+        if not rising or ms.shape != (len(ins), len(outs)) or not positive:
             raise ValueError("a grid needs rising widths and a positive time for each pair of them")
         return cls(ins, outs, ms)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedprune.errors import ConfigError
-from fedprune.hardware._modes import evaluating
+from fedprune.hardware._modes import check_example, evaluating, run
 from fedprune.hardware.cost import counting_macs
 from fedprune.hardware.timing import check_counts, median_interval, time_in_turns
 
@@ -72,6 +72,9 @@ def layer_inputs(
         model: The network; it runs in evaluation mode and is left as it is.
         batch: [batch, ...].
         kinds: Classes of layers to look at.
+
+    Raises:
+        ModelError: if the network cannot process the batch.
     """
     found: dict[str, Tensor] = {}
     hooks = []
@@ -80,7 +83,7 @@ def layer_inputs(
             hooks.append(module.register_forward_pre_hook(_recorder(found, name)))
     try:
         with evaluating([model]):
-            model(batch)
+            run("the network", model, batch.clone())  # some models write into their inputs
     finally:
         for hook in hooks:
             hook.remove()
@@ -126,9 +129,13 @@ def measure_layers(
 
     Raises:
         ConfigError: if a count is out of range or there is no such layer.
+        ModelError: if the network cannot process the batch.
     """
     check_counts("a measurement of layers", repeats=repeats, threads=threads)
+    check_example(batch)
     inputs = layer_inputs(model, batch)
+    if not inputs:
+        raise ConfigError(f"{type(model).__name__} runs no convolution or linear layer")
     wanted = list(inputs) if names is None else list(names)
     for name in wanted:
         if name not in inputs:
@@ -166,8 +173,20 @@ def measure_forms(
     )  # fmt: skip
     if not plain:
         raise ConfigError(f"only a plain nn.Conv2d or nn.Linear has these forms, got {layer}")
+    _check_read(layer, inputs)
     with torch.no_grad():
         return _measure(_forms(layer, inputs, keep), repeats, threads)
+
+
+def _check_read(layer: Any, inputs: Tensor) -> None:
+    linear = isinstance(layer, nn.Linear)
+    wanted = layer.in_features if linear else layer.in_channels
+    if inputs.ndim < 2 if linear else inputs.ndim != 4:
+        raise ConfigError(f"a batch for {layer} must have a row each, got {list(inputs.shape)}")
+    if inputs.shape[-1 if linear else 1] != wanted:
+        raise ConfigError(
+            f"{layer} reads {wanted} channels, got inputs of shape {list(inputs.shape)}"
+        )
 
 
 class _Form:

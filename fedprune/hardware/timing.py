@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,15 @@ FEWEST_REPEATS = 6  # fewer have no distribution-free 95 % interval of the media
 
 
 def check_counts(what: str, **counts: int) -> None:
-    """Refuse a count below 1 (a warm-up below 0) by its name.
+    """Refuse what is no whole number or below 1 (a warm-up below 0) by its name.
 
     Raises:
         ConfigError: naming the count.
     """
     for name, count in counts.items():
         least = 0 if name == "warmup" else 1
+        if not isinstance(count, Integral):
+            raise ConfigError(f"{name} of {what} must be a whole number, got {count!r}")
         if count < least:
             raise ConfigError(f"{name} of {what} must be at least {least}, got {count}")
 

@@ -9,19 +9,15 @@ branch meets its shortcut; a block whose operations are linear maps and activati
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from fedprune.robustness.dense_sdp import DEFAULT_WORK, SlopeSystem, slope_bound
-from fedprune.robustness.linear_parts import apply_absolute, apply_linear, is_linear, rounding
-from fedprune.robustness.network import Network, Step
+from fedprune.robustness.dense_sdp import DEFAULT_WORK, slope_bound
+from fedprune.robustness.forms import slope_system
+from fedprune.robustness.linear_parts import is_linear
+from fedprune.robustness.network import Network
 from fedprune.robustness.operations import Affine, Function, Operation, Sum
-from fedprune.robustness.rounding import EPSILON, Floats
 from fedprune.robustness.spectral import Norm
 
 MAX_VARIABLES = 2600
@@ -73,7 +69,7 @@ def block_between(network: Network, start: str, end: str) -> Block:
     return Block(start, end, Network(start, shape, ordered, end))
 
 
-def worthwhile_blocks(network: Network, ends: Iterator[str] | list[str]) -> list[Block]:
+def worthwhile_blocks(network: Network, ends: Iterable[str]) -> list[Block]:
     """Choose blocks by walking from each end towards the input, as far as one can be looked into.
 
     A block is worth a look if it joins at least two maps or branches.
@@ -138,89 +134,3 @@ def is_activation(operation: Operation) -> bool:
 def block_norm(block: Block, *, work: float = DEFAULT_WORK) -> Norm:
     """Bound a block's Lipschitz constant by LipSDP, or as one matrix if it has no activation."""
     return slope_bound(slope_system(block.part), work=work)
-
-
-@dataclass(frozen=True)
-class _Form:
-    """A node's linear dependence on one group of variables: [columns, *shape], and its error."""
-
-    value: Tensor
-    error: Tensor
-
-
-_Forms = dict[int, _Form]  # group 0 is the block's input, the others are activations in order
-
-
-def slope_system(part: Network) -> SlopeSystem:
-    """Write a network of linear operations and activations as a `SlopeSystem`.
-
-    Activations with slopes in [0, c] are rescaled to [0, 1], which multiplies what reads them.
-    """
-    forms: dict[str, _Forms] = {part.input: {0: _identity(part.input_shape, 1.0)}}
-    sizes, rows = [math.prod(part.input_shape)], []
-    for name, step in part.steps.items():
-        read = [forms[source] for source in step.inputs]
-        if is_activation(step.operation):
-            rows.append(read[0])
-            forms[name] = {len(sizes): _identity(step.shape, step.operation.norm.value)}
-            sizes.append(math.prod(step.shape))
-        else:
-            forms[name] = _pushed(step, read)
-    inner = [_matrix(form, sizes) for form in rows]
-    outer, outer_error = _matrix(forms[part.output], sizes)
-    width = sum(sizes)
-    none = np.zeros((0, width))
-    return SlopeSystem(
-        np.concatenate([none, *(value for value, _ in inner)]),
-        np.concatenate([none, *(error for _, error in inner)]),
-        outer,
-        outer_error,
-        tuple(sizes[1:]),
-    )
-
-
-def _identity(shape: tuple[int, ...], factor: float) -> _Form:
-    size = math.prod(shape)
-    value = factor * torch.eye(size, dtype=torch.float64).reshape(size, *shape[1:])
-    return _Form(value, torch.zeros_like(value))
-
-
-def _pushed(step: Step, read: list[_Forms]) -> _Forms:
-    """Push the columns of every group through a linear operation, with their errors."""
-    operation, relative = step.operation, rounding(step.operation)
-    result: _Forms = {}
-    for group in sorted({group for forms in read for group in forms}):
-        known = next(forms[group] for forms in read if group in forms)
-        count = len(known.value)
-        parts = [
-            forms.get(group) or _nothing(count, shape)
-            for forms, shape in zip(read, _shapes(read), strict=True)
-        ]
-        values, errors = [part.value for part in parts], [part.error for part in parts]
-        value = apply_linear(operation, *values)
-        size = apply_absolute(operation, *(one.abs() for one in values))
-        carried = apply_absolute(operation, *errors)
-        result[group] = _Form(value, (carried + relative * size) * (1 + 1e-9))
-    return result
-
-
-def _nothing(count: int, shape: tuple[int, ...]) -> _Form:
-    zeros = torch.zeros(count, *shape, dtype=torch.float64)
-    return _Form(zeros, zeros)
-
-
-def _shapes(read: list[_Forms]) -> list[tuple[int, ...]]:
-    return [tuple(next(iter(forms.values())).value.shape[1:]) for forms in read]
-
-
-def _matrix(forms: _Forms, sizes: list[int]) -> tuple[Floats, Floats]:
-    """Lay a node's form out as [entries, all variables]; later groups stay zero."""
-    entries = next(iter(forms.values())).value[0].numel()
-    starts = np.cumsum([0, *sizes])
-    value, error = np.zeros((entries, starts[-1])), np.zeros((entries, starts[-1]))
-    for group, form in forms.items():
-        place = slice(starts[group], starts[group + 1])
-        value[:, place] = form.value.flatten(1).numpy().T
-        error[:, place] = form.error.flatten(1).numpy().T + 4 * EPSILON * np.abs(value[:, place])
-    return value, error
-

@@ -17,7 +17,7 @@ certificate does not cover.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ from scipy import special
 from torch import Tensor, nn
 
 from fedprune.errors import RobustnessError
+from fedprune.robustness.composition import PRODUCT
 from fedprune.robustness.lipschitz import bound_network
 from fedprune.robustness.network import Network, Std
 from fedprune.robustness.operations import Dense
@@ -59,6 +60,7 @@ class Certifier:
             input; it needs no data.
         num_classes: number of logits.
         method: how margins are normalised, in words.
+        body_method: how the body was bounded, in words.
         arithmetic: what the certificate covers, in words.
     """
 
@@ -68,6 +70,7 @@ class Certifier:
     num_classes: int
     method: str
     arithmetic: str = ARITHMETIC
+    body_method: str = PRODUCT
 
     @classmethod
     def of(
@@ -96,7 +99,14 @@ class Certifier:
         head = network.head
         split = network.output if head is None else network.steps[head].inputs[0]
         method = SQRT2 if head is None else PAIRWISE
-        return cls(network, split, bounded.bounds[split], shape[1], method)
+        return cls(
+            network,
+            split,
+            bounded.bounds[split],
+            shape[1],
+            method,
+            body_method=bounded.composition.method(split),
+        )
 
     def margins(self, inputs: Tensor, labels: Tensor, *, batch_size: int = 250) -> Floats:
         """Compute how far each example's body output may move before its label may change.
@@ -204,6 +214,77 @@ def certified_interval(
     missed = total - certified
     high = special.betaincinv(certified + 1, missed, 1 - tail) if missed else 1.0
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class CertifiedCurve:
+    """Certified accuracy over radii, with its intervals: each [radii].
+
+    Attributes:
+        radii: l2, in the unit of the certificates.
+        certified: share of examples whose certified radius is strictly larger.
+        low, high: exact interval for the share of the population, radius by radius.
+        found_accurate: share that an attack at that radius did not break, None if none was run:
+            the truth lies between `certified` and it.
+        examples: how many were counted.
+        confidence: of each interval.
+    """
+
+    radii: tuple[float, ...]
+    certified: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    found_accurate: tuple[float, ...] | None
+    examples: int
+    confidence: float
+
+
+def certified_curve(
+    radii: Floats,
+    at: Sequence[float],
+    *,
+    survived: Sequence[NDArray[np.bool_]] | None = None,
+    confidence: float = 0.95,
+) -> CertifiedCurve:
+    """Count certified examples at several radii, beside what attacks left standing.
+
+    Args:
+        radii: [n] certified radii of independent examples.
+        at: radii at which to count.
+        survived: for each of `at`, [n] bool: right and not broken by an attack of that radius.
+        confidence: of the two-sided interval at each radius.
+
+    Raises:
+        RobustnessError: as for `certified_interval`; shapes that do not match; or a certified
+            example that an attack broke, which proves a certificate wrong.
+    """
+    intervals = [certified_interval(radii, radius, confidence=confidence) for radius in at]
+    return CertifiedCurve(
+        tuple(float(radius) for radius in at),
+        tuple(certified_accuracy(radii, radius) for radius in at),
+        tuple(low for low, _ in intervals),
+        tuple(high for _, high in intervals),
+        None if survived is None else _left_standing(radii, at, survived),
+        len(radii),
+        confidence,
+    )
+
+
+def _left_standing(
+    radii: Floats, at: Sequence[float], survived: Sequence[NDArray[np.bool_]]
+) -> tuple[float, ...]:
+    if len(survived) != len(at) or any(one.shape != np.shape(radii) for one in survived):
+        raise RobustnessError(
+            f"survived must hold one array of {np.shape(radii)} for each of {len(at)} radii"
+        )
+    for radius, standing in zip(at, survived, strict=True):
+        broken = int(np.count_nonzero((np.asarray(radii) > radius) & ~standing))
+        if broken:
+            raise RobustnessError(
+                f"{broken} examples certified beyond radius {radius} were broken by an attack: "
+                f"the certificates are wrong"
+            )
+    return tuple(float(np.mean(standing)) for standing in survived)
 
 
 def _count(radii: Floats, radius: float) -> tuple[int, int]:

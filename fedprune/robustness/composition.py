@@ -2,7 +2,7 @@
 
 By products: norms multiply along a path, add where branches meet in an addition, and their squares
 add where they are concatenated. By blocks: wherever a part of the network can be looked into
-(`blocks`, `shortcuts`), its own bound replaces the product over its operations if it is smaller.
+(`blocks`), its own bound replaces the product over its operations if it is smaller.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy as np
 from fedprune.robustness.blocks import block_norm, worthwhile_blocks
 from fedprune.robustness.network import Network
 from fedprune.robustness.rounding import product_up
-from fedprune.robustness.shortcuts import shortcut_norms
 
 PRODUCT = "product of layer norms, branches added"
 BLOCKS = "blocks bounded as a whole, product of the rest"
@@ -87,8 +86,4 @@ def _block_norms(network: Network, ends: Sequence[str]) -> tuple[BlockNorm, ...]
         norm = block_norm(block)
         product = block.part.bounds()[block.end]
         found.append(BlockNorm(block.start, block.end, norm.value, product, norm.method))
-    found += [
-        BlockNorm(one.start, one.end, one.norm.value, one.product, one.norm.method)
-        for one in shortcut_norms(network)
-    ]
     return tuple(block for block in found if math.isfinite(block.norm))

@@ -21,6 +21,7 @@ itself (Higham, "Accuracy and Stability of Numerical Algorithms", theorem 10.3; 
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -64,12 +65,12 @@ class SlopeSystem:
     @property
     def inputs(self) -> int:
         """Length of x."""
-        return self.outer.shape[1] - self.inner.shape[0]
+        return int(self.outer.shape[1] - self.inner.shape[0])
 
     @property
     def variables(self) -> int:
         """Length of (x, h)."""
-        return self.outer.shape[1]
+        return int(self.outer.shape[1])
 
 
 def chain(weights: list[Floats]) -> SlopeSystem:
@@ -130,7 +131,7 @@ def _without_constants(system: SlopeSystem) -> SlopeSystem:
             return inner
         kept = np.concatenate([np.ones(inner.inputs, dtype=bool), alive])
         edges = np.cumsum([0, *groups])
-        groups = [int(alive[a:b].sum()) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        groups = [int(alive[a:b].sum()) for a, b in itertools.pairwise(edges.tolist())]
         inner = SlopeSystem(
             inner.inner[alive][:, kept], inner.inner_error[alive][:, kept],
             inner.outer[:, kept], inner.outer_error[:, kept], tuple(groups),
@@ -172,17 +173,17 @@ class _Search:
             outer[:, columns] /= sizes
             unscale[rows] = sizes**2
             first += size
-        length = float(np.linalg.norm(outer, 2)) or 1.0
+        length = _length(outer) or 1.0
         outer = outer / length
         reads = np.concatenate([inner[:, :inputs], outer[:, :inputs]])
         used = reads.any(axis=1)
         if inputs > used.sum():  # only the span of what is read matters
             corner = np.zeros((len(reads), int(used.sum())))
-            corner[used] = np.linalg.qr(reads[used].T, mode="r").T
+            corner[used] = _triangle(reads[used].T).T
             inner = np.concatenate([corner[: len(inner)], inner[:, inputs:]], axis=1)
             outer = np.concatenate([corner[len(inner) :], outer[:, inputs:]], axis=1)
         if len(outer) > outer.shape[1]:
-            outer = np.linalg.qr(outer, mode="r")
+            outer = _triangle(outer)
         return cls(inner, outer, system.groups, unscale)
 
     def matrix(self, multipliers: Floats, square: float) -> Floats:
@@ -207,7 +208,7 @@ class _Search:
             if factor is None:
                 return None
             solved = linalg.solve_triangular(factor, reads.T, lower=True)
-            multipliers[first : first + size] = 2.0 / max(np.linalg.norm(solved, 2) ** 2, 1e-300)
+            multipliers[first : first + size] = 2.0 / max(_length(solved) ** 2, 1e-300)
             first += size
         return multipliers if np.isfinite(multipliers).all() else None
 
@@ -217,7 +218,7 @@ class _Search:
         if factor is None:
             return 0.0
         solved = linalg.solve_triangular(factor, self.outer.T, lower=True)
-        return float(1.0 / max(float(np.linalg.norm(solved, 2)) ** 2, 1e-300))
+        return 1.0 / max(_length(solved) ** 2, 1e-300)
 
     def improve(self, multipliers: Floats, steps: int) -> Floats:
         """Follow the central path for so many Newton steps; never hand back what is worse."""
@@ -278,9 +279,19 @@ class _Search:
         return multipliers, square, False
 
 
+def _triangle(matrix: Floats) -> Floats:
+    """A smaller matrix with the same A^T A."""
+    triangle: Floats = np.linalg.qr(matrix)[1]
+    return triangle
+
+
+def _length(matrix: Floats) -> float:
+    return float(np.linalg.norm(matrix, 2))
+
+
 def _factor(matrix: Floats) -> Floats | None:
     try:
-        factor = np.linalg.cholesky(matrix)
+        factor = np.asarray(np.linalg.cholesky(matrix), dtype=np.float64)
     except np.linalg.LinAlgError:
         return None
     return factor if np.isfinite(np.diagonal(factor)).all() else None
@@ -308,8 +319,8 @@ class _Certificate:
         lower[inputs:] = -0.5 * multipliers[:, None] * system.inner
         self._form = lower + lower.T
         wrong = np.zeros((variables, variables))
-        wrong[inputs:] = 0.5 * multipliers[:, None] * (
-            system.inner_error + 2 * EPSILON * np.abs(system.inner)
+        wrong[inputs:] = (
+            0.5 * multipliers[:, None] * (system.inner_error + 2 * EPSILON * np.abs(system.inner))
         )
         self._form[np.diag_indices(variables)] += np.append(np.ones(inputs), multipliers)
         size, error = np.abs(system.outer), system.outer_error
@@ -326,7 +337,7 @@ class _Certificate:
         if factor is None:
             return 0.0
         solved = linalg.solve_triangular(factor, (self._outer * scale).T, lower=True)
-        length = float(np.linalg.norm(solved, 2))
+        length = _length(solved)
         return 1.0 / length**2 if 0 < length < 1e150 else 0.0
 
     def holds(self, square: float) -> bool:

@@ -8,6 +8,7 @@ local bound holds for every pair of points of the ball; the global one is used w
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -17,23 +18,31 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedprune.errors import RobustnessError
+from fedprune.robustness.dense_sdp import slope_bound
+from fedprune.robustness.forms import local_system
 from fedprune.robustness.lipschitz import bound_network
+from fedprune.robustness.local_pairs import Head, Pairs, head_of
+from fedprune.robustness.lower import jacobian_norms
 from fedprune.robustness.network import Evaluation, Network, Std, input_scale
-from fedprune.robustness.operations import Dense
-from fedprune.robustness.regions import (
-    FLOOR,
-    SAFE,
-    Region,
-    Regions,
-    follow,
-    lower,
-    row_lengths,
-    spectral_norms,
-)
-from fedprune.robustness.rounding import EPSILON, Floats, gamma
+from fedprune.robustness.regions import SAFE, Regions, Switches, follow, spectral_norms
+from fedprune.robustness.rounding import Floats
+from fedprune.robustness.spectral import Norm
 
 MAX_ENTRIES = 24_000_000
 """Entries of one node's Jacobians that are held at a time, over a batch of points."""
+
+LOCAL_WORK = 5e9
+"""Floating point operations for LipSDP at one point."""
+
+CERTIFICATE_WORK = 2e8
+"""The same in a search for certified radii, which looks at many balls."""
+
+MAX_VARIABLES = 1500
+"""Inputs and undecided activations up to which LipSDP is applied at a point."""
+
+OVERALL = "global bound"
+ENCLOSURE = "enclosure of the Jacobians"
+REMAINDER = "LipSDP of the undecided activations"
 
 HALVINGS = 12
 """Steps of the search for the largest radius that is certified."""
@@ -46,12 +55,16 @@ class LocalBounds:
     Attributes:
         radius: of the balls, in units of the unnormalised input.
         upper: [n] certified bound of the network's slope inside each ball; never above `overall`.
+        methods: [n] names of the bounds that were least.
+        lower: [n] the slope found at each point itself; 0 where it was not looked for.
         overall: the global bound.
         decided: [n] share of ReLUs that are dead or always active in the ball.
     """
 
     radius: float
     upper: Floats
+    methods: tuple[str, ...]
+    lower: Floats
     overall: float
     decided: Floats
 
@@ -62,7 +75,12 @@ class LocalBounds:
 
 
 def local_lipschitz(
-    model: nn.Module, inputs: Tensor, radius: float, *, input_std: Std | None = None
+    model: nn.Module,
+    inputs: Tensor,
+    radius: float,
+    *,
+    input_std: Std | None = None,
+    work: float = LOCAL_WORK,
 ) -> LocalBounds:
     """Bound the slope of a network inside an l2 ball around each of many points.
 
@@ -71,13 +89,25 @@ def local_lipschitz(
         inputs: [n, ...] as the model receives them.
         radius: of the balls, positive, in units of the unnormalised input.
         input_std: [channels] of the normalisation in front of the model, or None.
+        work: floating point operations for LipSDP's search at each point; 0 keeps its first
+            multipliers, which cost a factorisation or two.
 
     Raises:
         RobustnessError: as for `lipschitz`; no inputs, values or a radius that are not finite.
         UnsupportedOpError: an operation without a global or a local rule.
     """
     certifier = LocalCertifier.of(model, inputs[:1], input_std=input_std)
-    return certifier.bounds(inputs, radius)
+    bounds = certifier.bounds(inputs, radius, work=work)
+    return replace(bounds, lower=_slopes_found(model, inputs, certifier.scale))
+
+
+def _slopes_found(model: nn.Module, inputs: Tensor, scale: Tensor) -> Floats:
+    """Jacobian norms at the points themselves, from below."""
+    double = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
+    points = inputs.detach().to(device="cpu", dtype=torch.float64)
+    directions = torch.ones_like(points)
+    norms, _ = jacobian_norms(double, points, directions, scale, iterations=20)
+    return norms.numpy()
 
 
 @dataclass(frozen=True)
@@ -90,17 +120,25 @@ class LocalCertifier:
         overall: global bound of the whole network.
         body: nodes before the linear head, or the whole network if it has none.
         head: what turns the body into logits.
+        work: floating point operations for LipSDP where the cheaper enclosures do not certify an
+            example; 0 keeps its first multipliers, a negative number leaves LipSDP out.
     """
 
     network: Network
     scale: Tensor
     overall: float
     body: Network
-    head: _Head
+    head: Head
+    work: float = CERTIFICATE_WORK
 
     @classmethod
     def of(
-        cls, model: nn.Module, example_input: Tensor, *, input_std: Std | None = None
+        cls,
+        model: nn.Module,
+        example_input: Tensor,
+        *,
+        input_std: Std | None = None,
+        work: float = CERTIFICATE_WORK,
     ) -> LocalCertifier:
         """Lower a model and bound it globally; arguments and errors as for `Certifier.of`."""
         bounded = bound_network(model, example_input, input_std=input_std)
@@ -108,24 +146,50 @@ class LocalCertifier:
         scale = input_scale(input_std, network.input_shape)
         ones = torch.ones(network.input_shape[1:], dtype=torch.float64)
         shape = network.steps[network.output].shape if network.steps else network.input_shape
-        head, split = _head(network, math.prod(shape))
+        head, split = head_of(network, math.prod(shape))
         body = replace(network, output=split).trimmed()
-        return cls(
-            network, ones if scale is None else scale, bounded.bounds[network.output], body, head
-        )
+        overall = bounded.bounds[network.output]
+        return cls(network, ones if scale is None else scale, overall, body, head, work)
 
-    def bounds(self, inputs: Tensor, radius: float) -> LocalBounds:
+    def bounds(self, inputs: Tensor, radius: float, *, work: float = LOCAL_WORK) -> LocalBounds:
         """Bound the network's slope in balls of one radius around inputs [n, ...]."""
         points = self._checked(inputs)
         radii = self._radii(len(points), radius)
-        upper, decided = [], []
+        found: list[Norm] = []
+        decided = []
         for rows in self._parts(len(points)):
             regions = follow(self.network, points[rows], radii[rows], self.scale)
-            upper.append(torch.clamp_max(_slope(regions), self.overall))
             decided.append(regions.decided)
+            found += [
+                self._least(regions, row, slope, work)
+                for row, slope in enumerate(_slope(regions).tolist())
+            ]
         return LocalBounds(
-            radius, torch.cat(upper).numpy(), self.overall, torch.cat(decided).numpy()
+            radius,
+            np.array([norm.value for norm in found]),
+            tuple(norm.method for norm in found),
+            np.zeros(len(found)),
+            self.overall,
+            torch.cat(decided).numpy(),
         )
+
+    def _least(self, regions: Regions, row: int, slope: float, work: float) -> Norm:
+        """The least of the global bound, the enclosure of Jacobians, and LipSDP of what is left."""
+        ways = [Norm(slope, ENCLOSURE), Norm(self.overall, OVERALL)]
+        remainder = self._remainder(self.network, regions, row, work)
+        ways += [] if remainder is None else [remainder]
+        return min(ways, key=lambda norm: norm.value)
+
+    def _remainder(self, network: Network, regions: Regions, row: int, work: float) -> Norm | None:
+        """LipSDP of what the ball leaves undecided, None where that is too much."""
+        open_units = self.scale.numel() + sum(
+            int(one.undecided[row].sum() if isinstance(one, Switches) else one.rival[row].sum())
+            for one in regions.patterns.values()
+        )
+        if open_units > MAX_VARIABLES:
+            return None
+        system = local_system(network, regions, row, self.scale)
+        return Norm(slope_bound(system, work=work).value, REMAINDER)
 
     def certified(self, inputs: Tensor, labels: Tensor, radius: float) -> NDArray[np.bool_]:
         """Say [n] whether no perturbation of at most `radius` changes the label.
@@ -158,9 +222,7 @@ class LocalCertifier:
                 break
             middle = (known + above) / 2
             holds = torch.zeros_like(sure)
-            holds[left] = torch.from_numpy(
-                self._certified(points[left], truth[left], middle[left])
-            )
+            holds[left] = torch.from_numpy(self._certified(points[left], truth[left], middle[left]))
             known = torch.where(holds, middle, known)
             above = torch.where(left & ~holds, middle, above)
         return known.numpy()
@@ -170,12 +232,33 @@ class LocalCertifier:
         for rows in self._parts(len(points)):
             regions = follow(self.body, points[rows], radii[rows], self.scale)
             exact = self.body.evaluate(points[rows])
-            pairs = _Pairs.of(self.head, labels[rows])
+            pairs = Pairs.of(self.head, labels[rows])
             by_form = pairs.least_over_form(regions.region, radii[rows])
             by_slope = pairs.least_over_slope(regions.region, radii[rows], exact)
             least = torch.maximum(by_form, by_slope).scatter(1, labels[rows][:, None], torch.inf)
-            found.append((least > 0).all(dim=1))
+            sure = (least > 0).all(dim=1)
+            for row in torch.nonzero(~sure)[:, 0].tolist() if self.work >= 0 else ():
+                sure[row] = self._bound_certifies(
+                    regions, row, exact, pairs, radii[rows], labels[rows]
+                )
+            found.append(sure)
         return torch.cat(found).numpy()
+
+    def _bound_certifies(
+        self, regions: Regions, row: int, exact: Evaluation, pairs: Pairs, radii: Tensor,
+        labels: Tensor,
+    ) -> bool:  # fmt: skip
+        """Try LipSDP of what the ball leaves undecided of the body, for one example."""
+        here = pairs.least_over_bound(exact, radii, torch.zeros_like(radii))[row]
+        here[labels[row]] = torch.inf
+        if not bool((here > 0).all()):  # the point itself is not classified as its label
+            return False
+        norm = self._remainder(self.body, regions, row, self.work)
+        if norm is None or not math.isfinite(norm.value):
+            return False
+        least = pairs.least_over_bound(exact, radii, torch.full_like(radii, norm.value))[row]
+        least[labels[row]] = torch.inf
+        return bool((least > 0).all())
 
     def _parts(self, count: int) -> list[slice]:
         entries = self.scale.numel() * max(
@@ -215,101 +298,7 @@ class LocalCertifier:
         return labels.cpu().long()
 
 
-@dataclass(frozen=True)
-class _Head:
-    """The linear head, or the identity where there is none: float64 as lowered.
-
-    Attributes:
-        weight: [classes, features].
-        bias: [classes].
-        magnitude: [classes], the size of the terms behind the bias.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    magnitude: Tensor
-
-
-def _head(network: Network, outputs: int) -> tuple[_Head, str]:
-    """The head and the node that it reads."""
-    if network.head is None:
-        zeros = torch.zeros(outputs, dtype=torch.float64)
-        return _Head(torch.eye(outputs, dtype=torch.float64), zeros, zeros), network.output
-    step = network.steps[network.head]
-    assert isinstance(step.operation, Dense)
-    dense = step.operation
-    return _Head(dense.weight, dense.bias, dense.magnitude), step.inputs[0]
-
-
 def _slope(regions: Regions) -> Tensor:
     """Bound the spectral norm of every Jacobian in the ball: [n]."""
     region = regions.region
     return (spectral_norms(region.jacobian.flatten(2)) + region.spread) * SAFE
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """Differences of the label's logit and every other one: what a ball leaves of them at least.
-
-    Attributes:
-        weight: [n, classes, features], the label's row minus each row.
-        size: the same shape, the sum of both rows' absolute values, which rounding follows.
-        bias, magnitude: [n, classes], as `_Head`.
-        steps: relative error of an inner product, folding and differences included.
-    """
-
-    weight: Tensor
-    size: Tensor
-    bias: Tensor
-    magnitude: Tensor
-    steps: float
-
-    @classmethod
-    def of(cls, head: _Head, labels: Tensor) -> _Pairs:
-        return cls(
-            head.weight[labels][:, None] - head.weight,
-            head.weight[labels].abs()[:, None] + head.weight.abs(),
-            head.bias[labels][:, None] - head.bias,
-            head.magnitude[labels][:, None] + head.magnitude,
-            gamma(head.weight.shape[1] + 96),
-        )
-
-    def least_over_form(self, region: Region, radii: Tensor) -> Tensor:
-        """From the affine form: its value at the centre, less the reach of the perturbation."""
-        centre, rest = region.centre.flatten(1), region.rest.flatten(1)
-        slope = region.slope.flatten(2)
-        reach = radii[:, None] * row_lengths(slope)
-        lost = radii[:, None] * row_lengths(self._of_columns(slope)) + self._sum(
-            self.weight.abs(), rest
-        )
-        wrong = self._wrong(centre.abs() + reach + rest)
-        return lower(self._middle(centre) - (lost + wrong) * SAFE)
-
-    def least_over_slope(self, region: Region, radii: Tensor, exact: Evaluation) -> Tensor:
-        """From the value at the point itself, less radius times the steepest slope in the ball."""
-        jacobian = region.jacobian.flatten(2)
-        lengths = torch.linalg.vector_norm(self.weight, dim=2) * SAFE + FLOOR
-        lengths = lengths + 64 * EPSILON * torch.linalg.vector_norm(self.size, dim=2)
-        spread = torch.minimum(
-            lengths * region.spread[:, None],
-            self._sum(self.weight.abs() + 64 * EPSILON * self.size, region.spreads.flatten(1)),
-        )
-        lost = self.steps * self._sum(self.size, row_lengths(jacobian))
-        slope = row_lengths(self._of_columns(jacobian)) + spread + lost
-        centre = exact.outputs.flatten(1)
-        wrong = self._wrong(centre.abs()) + lengths * torch.from_numpy(exact.errors)[:, None]
-        return lower(self._middle(centre) - (radii[:, None] * slope + wrong) * SAFE)
-
-    def _middle(self, features: Tensor) -> Tensor:
-        return self._sum(self.weight, features) + self.bias
-
-    def _wrong(self, terms: Tensor) -> Tensor:
-        return self.steps * (self._sum(self.size, terms) + self.magnitude) + FLOOR
-
-    def _of_columns(self, matrix: Tensor) -> Tensor:
-        """[n, directions, features] -> [n, directions, classes]."""
-        return torch.einsum("ncf,ndf->ndc", self.weight, matrix)
-
-    @staticmethod
-    def _sum(weight: Tensor, features: Tensor) -> Tensor:
-        return torch.einsum("ncf,nf->nc", weight, features)

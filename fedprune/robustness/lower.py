@@ -144,7 +144,8 @@ def _points(example: Tensor, given: Tensor | None, samples: int, seed: int) -> T
         return drawn
     if given.shape[1:] != example.shape[1:]:
         raise RobustnessError(
-            f"lower_inputs must have shape [n, {', '.join(map(str, example.shape[1:]))}], got {list(given.shape)}"
+            f"lower_inputs must have shape [n, {', '.join(map(str, example.shape[1:]))}], "
+            f"got {list(given.shape)}"
         )
     if not bool(torch.isfinite(given).all()):
         raise RobustnessError("lower_inputs has values that are not finite")

@@ -17,7 +17,7 @@ roundings of 2^-53 can amount to.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -67,16 +67,51 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Switches:
+    """ReLUs that are always active and those that may be either, [n, ...] bool each."""
+
+    active: Tensor
+    undecided: Tensor
+
+
+@dataclass(frozen=True)
+class Races:
+    """Maxima over windows: [outputs, members] places in the flattened map, -1 where fewer.
+
+    Attributes:
+        windows: what each window reads.
+        chosen: [n, channels, outputs], the member that leads from below.
+        rival: [n, channels, outputs, members] bool, members that may exceed it.
+    """
+
+    windows: Tensor
+    chosen: Tensor
+    rival: Tensor
+
+
+Pattern = Switches | Races
+
+
+@dataclass(frozen=True)
 class Regions:
-    """The wanted node, and how many activations are decided.
+    """The wanted node, and what the ball decides.
 
     Attributes:
         region: the last node.
-        decided: [n] share of activations (and of maxima) that the ball leaves no choice.
+        patterns: of every ReLU and maximum, by its node.
     """
 
     region: Region
-    decided: Tensor
+    patterns: Mapping[str, Pattern]
+
+    @property
+    def decided(self) -> Tensor:
+        """Share [n] of ReLUs that the ball leaves no choice; 1 where there are none."""
+        relus = [one for one in self.patterns.values() if isinstance(one, Switches)]
+        if not relus:
+            return torch.ones(len(self.region.centre), dtype=torch.float64)
+        open_ = torch.cat([one.undecided.flatten(1) for one in relus], dim=1)
+        return 1 - open_.double().mean(dim=1)
 
 
 def follow(network: Network, inputs: Tensor, radii: Tensor, scale: Tensor) -> Regions:
@@ -93,18 +128,17 @@ def follow(network: Network, inputs: Tensor, radii: Tensor, scale: Tensor) -> Re
     """
     known = {network.input: start(inputs, radii, scale)}
     left = network.readers()
-    choices = torch.zeros(2, len(inputs), dtype=torch.float64)
+    patterns: dict[str, Pattern] = {}
     for name, step in network.steps.items():
         read = [known[source] for source in step.inputs]
-        known[name] = _through(name, step, read, radii)
-        if not is_linear(step.operation):
-            choices += _choices(step.operation, read[0])
+        known[name], pattern = _through(name, step, read, radii)
+        if pattern is not None:
+            patterns[name] = pattern
         for source in step.inputs:
             left[source] -= 1
             if left[source] == 0:
                 del known[source]
-    undecided, total = choices
-    return Regions(known[network.output], 1 - undecided / total.clamp_min(1))
+    return Regions(known[network.output], patterns)
 
 
 def start(inputs: Tensor, radii: Tensor, scale: Tensor) -> Region:
@@ -123,7 +157,8 @@ def start(inputs: Tensor, radii: Tensor, scale: Tensor) -> Region:
 
 def row_lengths(matrix: Tensor) -> Tensor:
     """Lengths over the directions [n, directions, ...] -> [n, ...], rounded up."""
-    return torch.linalg.vector_norm(matrix, dim=1) * SAFE + FLOOR
+    lengths: Tensor = torch.linalg.vector_norm(matrix, dim=1)
+    return lengths * SAFE + FLOOR
 
 
 def spread_over(values: Tensor, like: Tensor) -> Tensor:
@@ -141,10 +176,12 @@ def higher(values: Tensor) -> Tensor:
     return values + values.abs() * 1e-12 + FLOOR
 
 
-def _through(name: str, step: Step, read: list[Region], radii: Tensor) -> Region:
+def _through(
+    name: str, step: Step, read: list[Region], radii: Tensor
+) -> tuple[Region, Pattern | None]:
     operation = step.operation
     if is_linear(operation):
-        return _linear(operation, read, radii)
+        return _linear(operation, read, radii), None
     rule = RULES.get(operation.name) if isinstance(operation, Function) else None
     if rule is None:
         raise UnsupportedOpError(
@@ -216,10 +253,11 @@ def _tightened(region: Region, radii: Tensor) -> Region:
 
 
 def _length(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows.flatten(1), dim=1) * SAFE + FLOOR
+    lengths: Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1)
+    return lengths * SAFE + FLOOR
 
 
-def _relu(operation: Function, read: Region, radii: Tensor) -> Region:
+def _relu(operation: Function, read: Region, radii: Tensor) -> tuple[Region, Pattern]:
     """Dead: zero. Active: unchanged. Else: slope high / (high - low) and half a gap of rest."""
     del operation
     dead = read.high <= 0
@@ -243,7 +281,7 @@ def _relu(operation: Function, read: Region, radii: Tensor) -> Region:
         centre, read.slope * share[:, None], rest, read.low.clamp_min(0), read.high.clamp_min(0),
         read.jacobian * half[:, None], spread * SAFE, spreads * SAFE,
     )  # fmt: skip
-    return _tightened(region, radii)
+    return _tightened(region, radii), Switches(active, undecided)
 
 
 def _norm_of_some(matrix: Tensor, chosen: Tensor) -> Tensor:
@@ -272,7 +310,7 @@ def spectral_norms(matrices: Tensor) -> Tensor:
     return torch.minimum(torch.sqrt(largest + slack), torch.sqrt(trace)) * SAFE + FLOOR
 
 
-def _maximum(operation: Function, read: Region, radii: Tensor) -> Region:
+def _maximum(operation: Function, read: Region, radii: Tensor) -> tuple[Region, Pattern]:
     """Take the entry that is largest from below; the others may exceed it by a gap at most."""
     pool = _Pool.of(operation, read)
     low, high = pool.members(read.low, -torch.inf), pool.members(read.high, -torch.inf)
@@ -295,7 +333,7 @@ def _maximum(operation: Function, read: Region, radii: Tensor) -> Region:
         pool.shaped(high.amax(dim=-1)), pool.shaped(pool.take(read.jacobian)), spread * SAFE,
         pool.shaped((rows + away) * SAFE),
     )  # fmt: skip
-    return _tightened(region, radii)
+    return _tightened(region, radii), Races(pool.windows, pool.chosen, rival)
 
 
 @dataclass(frozen=True)
@@ -361,14 +399,5 @@ def _windows(operation: Function, like: Tensor) -> Tensor:
     return torch.where(torch.gather(member, 1, order), order, -1)
 
 
-def _choices(operation: Operation, read: Region) -> Tensor:
-    """Count undecided activations and all of them: [2, n]."""
-    if not isinstance(operation, Function) or operation.name != "relu":
-        return torch.zeros(2, len(read.low), dtype=torch.float64)
-    undecided = ((read.low < 0) & (read.high > 0)).flatten(1)
-    total = torch.full((len(undecided),), float(undecided.shape[1]), dtype=torch.float64)
-    return torch.stack([undecided.sum(dim=1).double(), total])
-
-
-Rule = Callable[[Function, Region, Tensor], Region]
+Rule = Callable[[Function, Region, Tensor], tuple[Region, Pattern]]
 RULES: dict[str, Rule] = {"relu": _relu, "max_pool": _maximum, "adaptive_max_pool": _maximum}

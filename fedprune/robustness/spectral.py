@@ -19,6 +19,7 @@ With k inner terms a computed complex product A A* differs from the exact one by
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -160,7 +161,7 @@ def _largest_eigenvalue(gram: Matrices) -> float:
     return float(found[0])
 
 
-def eigenvalue_bound(grams: Matrices, floor: float = 0.0) -> float:
+def eigenvalue_bound(grams: Matrices, floor: float = 0.0, ceiling: float = math.inf) -> float:
     """Bound the largest eigenvalue over a stack of Hermitian matrices: [count, n, n].
 
     The largest is estimated; every matrix that has a factorisation with a shift just above it is
@@ -169,6 +170,7 @@ def eigenvalue_bound(grams: Matrices, floor: float = 0.0) -> float:
     Args:
         grams: positive semidefinite but for rounding, taken as exact (the lower triangles are).
         floor: a bound met elsewhere; matrices below it are not refined and it may be the result.
+        ceiling: inf is returned as soon as the result is seen to be above it.
 
     Raises:
         numpy.linalg.LinAlgError: if no estimate leads to factorisations.
@@ -176,6 +178,8 @@ def eigenvalue_bound(grams: Matrices, floor: float = 0.0) -> float:
     count, side, _ = grams.shape
     if side == 1:
         return max(floor, float(grams.real.max()))
+    if floor > ceiling:
+        return math.inf
     left, square = torch.from_numpy(grams), floor
     tolerance = 1e-10 if side <= MAX_SVD_SIDE else 2e-6
     for rounds in range(count + 16):
@@ -183,8 +187,12 @@ def eigenvalue_bound(grams: Matrices, floor: float = 0.0) -> float:
             left = left[~_have_factors(left, square)]
         if len(left) == 0:
             return up(up(square * (1 + 8 * side * (side + 8) * EPSILON)) + TINY)
-        top = int(_rough_eigenvalues(left, 4 + 2 * rounds).argmax())
-        estimate = _largest_eigenvalue(left[top].numpy())
+        rough = _rough_eigenvalues(left, 4 + 2 * rounds)
+        wanted = 1 if ceiling == math.inf else min(3, len(left))  # more may end it at once
+        tops = torch.topk(rough, wanted).indices.tolist()
+        estimate = max(_largest_eigenvalue(left[top].numpy()) for top in tops)
+        if estimate * (1 + tolerance) >= ceiling:
+            return math.inf
         if estimate * (1 + tolerance) <= square:  # it should have had a factor
             tolerance = max(8 * tolerance, square / max(estimate, TINY) - 1 + tolerance)
             if tolerance > 1:

@@ -7,13 +7,20 @@ is block diagonal under the Fourier transform (Sedghi, Gupta & Long, ICLR 2019; 
 block-circulant matrices: Wang et al., CVPR 2020): one block A(w) = sum_s exp(i w.s) B_s for each
 frequency w, where B_s [out, in * remainders] holds the weights of the taps whose whole step is s.
 
+The torus may be twisted. If D multiplies position x by exp(i t.x), then D* T D is the zero-padded
+convolution T with its taps turned by exp(i t.step): it has the same norm, and its blocks are
+A(w + t). So the largest block over the frequencies (2 pi k + pi b) / size is a bound for every b;
+b is 0 or 1 on each axis, and the smallest of these bounds is taken. A smooth kernel has its largest
+block at w = 0, which b = 1 steps around: for the symmetric tridiagonal operators the bound then is
+the norm itself, 1 + 2 cos(pi / (n + 1)) for [1, 1, 1], where the plain torus says 3.
+
 Only the largest eigenvalue of the Gram matrices A(w) A(w)* is needed. These are trigonometric
 polynomials in w themselves, so the products B_s B_t^T are summed once by difference s - t, and a
 Gram matrix costs n^2 operations for each difference instead of a product of n x n matrices. Each
 is then bounded by a Cholesky factorisation, see `spectral.eigenvalue_bound`.
 
-Rounding, with k columns of B_s, S steps, D differences and A' = sum_s |B_s|: an entry of a Gram
-matrix is a sum of at most k S products of weights, then of D terms whose phases are good to
+Rounding, with k the longer side of B_s, S steps, D differences and A' = sum_s |B_s|: an entry of
+a Gram matrix is a sum of at most k S products of weights, then of D terms whose phases are good to
 16 eps, so real and imaginary parts are off by at most (k S + D + 64) eps (A' A'^T)_ij, the matrix
 by at most 4 (k S + D + 128) eps ||A'||_F^2 in norm. Where blocks are multiplied one by one, they
 are off by (S + 64) eps A' entrywise and the product by 4 k eps ||A'||_F^2: less. Weights may carry
@@ -22,9 +29,11 @@ are off by (S + 64) eps A' entrywise and the product by 4 k eps ||A'||_F^2: less
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,11 +53,14 @@ from fedprune.robustness.spectral import (
     Matrices,
     Norm,
     eigenvalue_bound,
-    stack_norm,
+    gram_bound,
 )
 
 CHUNK_ENTRIES = 2_000_000
 """Complex entries of Fourier blocks held at a time (32 MB)."""
+
+MAX_TWISTED_SIZE = 48
+"""Points of a torus axis up to which both twists are tried; above, the gain is below 0.2 %."""
 
 
 def torus_norm(weight: Floats, geometry: Geometry, torus: tuple[int, ...] | None = None) -> Norm:
@@ -57,38 +69,83 @@ def torus_norm(weight: Floats, geometry: Geometry, torus: tuple[int, ...] | None
     Args:
         weight: [out, in / groups, *kernel] float64.
         geometry: map sizes, strides, paddings, dilations and groups.
-        torus: points an axis (polyphase); only sizes that `Axis.torus` proves are the default.
+        torus: points an axis (polyphase) of an untwisted torus; only the default is proved to
+            give a bound, by `Axis.torus`.
     """
     if not weight.any():
         return Norm(TINY, "torus zero")
     exponent = power_of_two(np.abs(weight))  # so that no square overflows or vanishes
     steps = Steps.of(np.ldexp(weight, -exponent), geometry)
     sizes = torus or tuple(axis.torus for axis in geometry.axes)
+    twists = [(0,) * len(sizes)] if torus else steps.twists(sizes)
     largest = steps.absolute_norm
     try:
-        square = 0.0
-        for grams in steps.grams(steps.frequencies(sizes)):
-            square = eigenvalue_bound(grams, square)
-        terms = steps.parts.shape[3] * len(steps.shifts) + len(steps.shifts) ** 2 + 128
+        square = math.inf
+        for twist in twists:
+            square = min(square, _largest_square(steps, sizes, twist, square))
+        terms = max(steps.parts.shape[2:]) * len(steps.shifts) + len(steps.shifts) ** 2 + 128
         error = up(4 * terms * EPSILON * up(largest * largest))
         norm, method = sqrt_up(up(square + error)), "torus cholesky"
     except np.linalg.LinAlgError:  # no factor: Gram iteration needs none
-        norm, method = _iterated(steps, sizes), "torus gram"
+        return gram_torus_norm(weight, geometry, torus)
     slack = up((ENTRY_ERROR + 8 * EPSILON) * largest)
     return Norm(up(math.ldexp(up(norm + slack), exponent)) + TINY, method)
 
 
-def _iterated(steps: Steps, sizes: tuple[int, ...]) -> float:
+def _largest_square(
+    steps: Steps, sizes: tuple[int, ...], twist: tuple[int, ...], ceiling: float
+) -> float:
+    """Bound the largest eigenvalue of all Gram matrices of a torus; inf if above `ceiling`."""
+    square = 0.0
+    for grams in steps.grams(steps.frequencies(sizes, twist)):
+        square = eigenvalue_bound(grams, square, ceiling)
+        if square > ceiling:
+            return math.inf
+    return square
+
+
+def gram_torus_norm(
+    weight: Floats,
+    geometry: Geometry,
+    torus: tuple[int, ...] | None = None,
+    *,
+    iterations: int = 12,
+) -> Norm:
+    """Bound the same by Gram iteration of all blocks (Delattre et al., ICML 2023).
+
+    Each block is off by at most (S + 64) eps ||A'||_F, and its weights by 16 eps ||A'||_F.
+
+    Args:
+        weight: [out, in / groups, *kernel] float64.
+        geometry: map sizes, strides, paddings, dilations and groups.
+        torus: as for `torus_norm`.
+        iterations: squarings at most.
+    """
+    if not weight.any():
+        return Norm(TINY, "torus zero")
+    exponent = power_of_two(np.abs(weight))
+    steps = Steps.of(np.ldexp(weight, -exponent), geometry)
+    sizes = torus or tuple(axis.torus for axis in geometry.axes)
     bound = 0.0
-    for blocks in steps.blocks(steps.frequencies(sizes)):
-        bound = stack_norm(blocks.reshape(-1, *blocks.shape[2:]), floor=bound).value
-    return up(bound + up((len(steps.shifts) + 64) * EPSILON * steps.absolute_norm))
+    for blocks in steps.blocks(steps.frequencies(sizes, (0,) * len(sizes))):
+        flat = blocks.reshape(-1, *blocks.shape[2:])
+        bound = gram_bound(flat, bound, iterations=iterations)
+    slack = up((len(steps.shifts) + 96) * EPSILON * steps.absolute_norm)
+    return Norm(up(math.ldexp(up(bound + slack), exponent)) + TINY, "torus gram")
 
 
 def absolute_blocks(weight: Floats, geometry: Geometry) -> Floats:
     """Sum |weight| over the taps of each remainder: [groups, out / groups, in * remainders]."""
     blocks: Floats = Steps.of(np.abs(weight), geometry).parts.sum(axis=0)
     return blocks
+
+
+@dataclass(frozen=True, eq=False)
+class Frequencies:
+    """Frequencies 2 pi numbers / sizes: numbers [count, axes] and one size an axis."""
+
+    numbers: NDArray[np.int64]
+    sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,27 +180,38 @@ class Steps:
         """Largest Frobenius norm over the groups of sum_s |B_s|."""
         return float(norm_up(np.abs(self.parts).sum(axis=0) * (1 + 1e-12), (1, 2)).max())
 
-    def frequencies(self, sizes: tuple[int, ...]) -> tuple[NDArray[np.int64], tuple[int, ...]]:
-        """List the frequencies [count, axes] of a torus whose blocks differ in their norms.
+    def twists(self, sizes: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """List the twists worth trying; on a large torus neighbouring blocks hardly differ."""
+        spans = np.ptp(self.shifts, axis=0)
+        choices = [
+            (1, 0) if span and size <= MAX_TWISTED_SIZE else (0,)
+            for size, span in zip(sizes, spans, strict=True)
+        ]
+        return list(itertools.product(*choices))
 
-        The kernel is real, so half of the last axis is enough; along an axis with one shift only
-        all blocks are alike up to a phase.
+    def frequencies(self, sizes: tuple[int, ...], twist: tuple[int, ...]) -> Frequencies:
+        """List the frequencies of a torus whose blocks differ in their norms.
+
+        The kernel is real and the twists are 0 or 1, so half of the last axis is enough; along an
+        axis with one shift only all blocks are alike up to a phase.
         """
         spans = np.ptp(self.shifts, axis=0)
         ranges = [size if span else 1 for size, span in zip(sizes, spans, strict=True)]
-        ranges[-1] = ranges[-1] // 2 + 1 if ranges[-1] > 1 else 1
-        return np.indices(ranges).reshape(len(ranges), -1).T, sizes
+        if ranges[-1] > 1:
+            ranges[-1] = (ranges[-1] + 1) // 2 if twist[-1] else ranges[-1] // 2 + 1
+        counts = np.indices(ranges).reshape(len(ranges), -1).T
+        return Frequencies(2 * counts + np.array(twist), tuple(2 * size for size in sizes))
 
-    def grams(self, grid: tuple[NDArray[np.int64], tuple[int, ...]]) -> Iterator[Matrices]:
+    def grams(self, grid: Frequencies) -> Iterator[Matrices]:
         """Yield stacks of Gram matrices [count, n, n] of the blocks, n their shorter side."""
         count = len(self.shifts)
-        if count * (count + 1) > 8 * len(grid[0]):
+        if count * (count + 1) > 8 * len(grid.numbers):
             for blocks in self.blocks(grid):
                 flat = blocks.reshape(-1, *blocks.shape[2:])
                 flat = flat if flat.shape[1] <= flat.shape[2] else flat.transpose(0, 2, 1)
                 yield flat @ flat.conj().transpose(0, 2, 1)
             return
-        differences, products = self._autocorrelation()
+        differences, products = self._autocorrelation
         even = products + products.swapaxes(-1, -2)
         even[0] = products[0]  # the difference 0 comes first
         odd = products - products.swapaxes(-1, -2)
@@ -154,7 +222,7 @@ class Steps:
             grams.imag = (sines @ odd.reshape(len(odd), -1)).reshape(-1, *shape)
             yield grams.reshape(-1, *shape[1:])
 
-    def blocks(self, grid: tuple[NDArray[np.int64], tuple[int, ...]]) -> Iterator[Matrices]:
+    def blocks(self, grid: Frequencies) -> Iterator[Matrices]:
         """Yield stacks of Fourier blocks [count, groups, out / groups, in * remainders]."""
         shape = self.parts.shape[1:]
         flat = self.parts.reshape(len(self.parts), -1)
@@ -164,6 +232,7 @@ class Steps:
             blocks.imag = (sines @ flat).reshape(-1, *shape)
             yield blocks
 
+    @cached_property
     def _autocorrelation(self) -> tuple[NDArray[np.int64], Floats]:
         """Sum B_s B_t^T by difference s - t >= 0 (lexicographic): [differences, groups, n, n].
 
@@ -187,10 +256,10 @@ class Steps:
 
 
 def _phases(
-    grid: tuple[NDArray[np.int64], tuple[int, ...]], shifts: NDArray[np.int64], entries: int
+    grid: Frequencies, shifts: NDArray[np.int64], entries: int
 ) -> Iterator[tuple[Floats, Floats]]:
     """Yield cosines and sines [count, shifts] of all frequencies, a chunk at a time."""
-    frequencies, sizes = grid
+    frequencies, sizes = grid.numbers, grid.sizes
     chunk = max(1, CHUNK_ENTRIES // entries)
     for start in range(0, len(frequencies), chunk):
         part = frequencies[start : start + chunk]

@@ -49,11 +49,12 @@ def lower(model: nn.Module, example_input: Tensor) -> Network:
     check_model(model)
     _check_example(example_input)
     inputs = example_input.detach().to(device="cpu", dtype=torch.float64)
-    if module_rule(model) is not None:  # a lone layer becomes a node instead of being opened
-        model = nn.Sequential(model).eval()
+    own = copy.deepcopy(model)  # tracing leaves constants behind as attributes
+    if module_rule(own) is not None:  # a lone layer becomes a node instead of being opened
+        own = nn.Sequential(own).eval()
     with torch.no_grad():
-        network = fold_batch_norms(_Lowering(model, inputs).network())
-        _check_agreement(model, network, inputs)
+        network = fold_batch_norms(_Lowering(own, inputs).network())
+        _check_agreement(own.to(device="cpu", dtype=torch.float64), network, inputs)
     return network
 
 
@@ -180,9 +181,13 @@ class _Lowering:
     def _constant(self, node: fx.Node, call: Call) -> Any:
         """Compute what does not depend on the input: sizes, constants, reshaped weights."""
         if node.op == "call_function" and callable(node.target):
-            return node.target(*call.args, **call.kwargs)
+            function = node.target
+            found = _bounded(call, lambda call: function(*call.args, **call.kwargs))
+            return _finite(found, node.name)
         if node.op == "call_method":
-            return getattr(call.args[0], str(node.target))(*call.args[1:], **call.kwargs)
+            method = getattr(call.args[0], str(node.target))
+            found = _bounded(call, lambda call: method(*call.args[1:], **call.kwargs))
+            return _finite(found, node.name)
         return call.refuse("it does not depend on the network's input")
 
     def _pieces(self, node: fx.Node, call: Call, values: list[Value]) -> tuple[Value, ...]:
@@ -217,9 +222,10 @@ def _operation(node: fx.Node, call: Call) -> Operation:
 
 
 def _bounded(call: Call, rule: Callable[[Call], T]) -> T:
+    """Apply a rule; what Python refuses is refused with the node's name."""
     try:
         return rule(call)
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+    except (TypeError, ValueError, RuntimeError, IndexError, AssertionError) as error:
         raise UnsupportedOpError(
             f"operation {call.label!r} at node {call.node!r} cannot be bounded as it is called: "
             f"{error}"
@@ -239,7 +245,14 @@ def _attribute(model: nn.Module, path: str) -> Any:
     holder, _, name = path.rpartition(".")
     found = getattr(model.get_submodule(holder), name)
     # a copy: the graph may overwrite it in place, and the model is not ours to change
-    return found.detach().clone() if isinstance(found, Tensor) else found
+    return _finite(found.detach().clone(), path) if isinstance(found, Tensor) else found
+
+
+def _finite(value: Any, name: str) -> Any:
+    is_number = isinstance(value, Tensor) and value.is_floating_point()
+    if is_number and not bool(torch.isfinite(value).all()):
+        raise RobustnessError(f"the constant {name!r} of the model has values that are not finite")
+    return value
 
 
 def _function_name(target: Any) -> str:
@@ -271,9 +284,8 @@ def _check_example(example_input: Tensor) -> None:
         raise RobustnessError("example_input has values that are not finite")
 
 
-def _check_agreement(model: nn.Module, network: Network, example: Tensor) -> None:
+def _check_agreement(double: nn.Module, network: Network, example: Tensor) -> None:
     """Run the model and its lowered form in float64 on the example and on noise."""
-    double = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
     generator = SimulationRandomness(0, "robustness", "agreement").generator
     noise = torch.from_numpy(generator.standard_normal(tuple(example.shape)))
     for inputs in (example, example + noise):

@@ -12,7 +12,20 @@ from fedprune.runs.availability import (
     most_available,
     next_begin,
 )
+from fedprune.runs.count_tables import (
+    CELLS,
+    CLIENT_TABLE,
+    RECORD_TABLE,
+    TABLE_ROUNDS,
+    table_events,
+    table_kind,
+    table_mechanism,
+    table_noise,
+    table_relation,
+    tables_noised,
+)
 from fedprune.runs.figures import (
+    accuracies,
     kept_units,
     missing_by_round,
     planned_figures,
@@ -59,13 +72,18 @@ from fedprune.runs.selecting import select_units
 from fedprune.runs.spending import LEDGER, LedgerTotals, ledger_totals, privacy_figures
 
 __all__ = [
+    "CELLS",
+    "CLIENT_TABLE",
     "LATENCY",
     "LEDGER",
+    "RECORD_TABLE",
+    "TABLE_ROUNDS",
     "TRACE",
     "Architecture",
     "Fates",
     "LedgerTotals",
     "RunFolder",
+    "accuracies",
     "aggregate_mechanism",
     "answer_budget",
     "asked_at_once",
@@ -114,6 +132,12 @@ __all__ = [
     "seconds_by_phase",
     "select_units",
     "step_phases",
+    "table_events",
+    "table_kind",
+    "table_mechanism",
+    "table_noise",
+    "table_relation",
+    "tables_noised",
     "tables_wanted",
     "traffic",
     "weights_vector",

@@ -12,6 +12,7 @@ from torch import nn
 
 from fedprune.config import Config
 from fedprune.runs.architecture import Architecture
+from fedprune.runs.count_tables import tables_noised
 from fedprune.runs.folder import weights_vector
 
 JsonDict = dict[str, Any]
@@ -27,7 +28,31 @@ def run_title(config: Config) -> str:
 def tables_wanted(config: Config, simulated: bool) -> bool:
     """Whether clients are asked for count tables, without which no accuracy is known."""
     wanted = config.evaluate.tables
-    return wanted == "unprotected" or (wanted == "simulation-only" and simulated)
+    return wanted in ("unprotected", "noised") or (wanted == "simulation-only" and simulated)
+
+
+def accuracies(config: Config, simulated: bool, results: Mapping[str, JsonDict]) -> JsonDict:
+    """Accuracies over all clients' evaluation rows, as far as they are known.
+
+    They are those of the evaluation rounds or, where count tables are noised and asked for at the
+    end alone, those that the tables come to; None where nobody was asked.
+
+    Args:
+        config: the run's.
+        simulated: whether clients were.
+        results: of the run's phases, by name.
+    """
+    names = ("dense", "pruned", "pruned_before_fine_tuning")
+    if not tables_wanted(config, simulated):
+        return dict.fromkeys(names)
+    if tables_noised(config):
+        found = (results.get("fairness") or {}).get("accuracy", {})
+        return {name: found.get(name) for name in names}
+    phases = ("evaluate-dense", "evaluate-after", f"evaluate-{config.prune.steps}-before")
+    return {
+        name: results.get(phase, {}).get("accuracy")
+        for name, phase in zip(names, phases, strict=True)
+    }
 
 
 def kept_units(architecture: Architecture) -> JsonDict:

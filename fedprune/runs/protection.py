@@ -7,7 +7,8 @@ and an auditor checks against these, so that all four agree by construction.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from fedprune.config import Config, PruneConfig
 from fedprune.errors import PrivacyError
-from fedprune.privacy.budgets.accounting import Budget
+from fedprune.privacy.budgets.accounting import Budget, compose_pure
 from fedprune.privacy.budgets.events import (
     ADD_REMOVE_RECORD,
     RELATIONS,
@@ -42,6 +43,7 @@ from fedprune.privacy.mechanisms.threshold_response import ThresholdResponse
 from fedprune.privacy.votes.phases import phase_cohorts, phase_plan, units_to_ask
 from fedprune.randomness import SimulationRandomness
 from fedprune.runs.availability import expected_reports, least_available, most_available
+from fedprune.runs.count_tables import table_events, table_relation
 from fedprune.runs.private_rounds import noise_multiplier, private_rounds
 from fedprune.runs.private_rounds import record_budget as target_budget
 from fedprune.runs.private_rounds import round_event as event_of_round
@@ -238,6 +240,9 @@ def budgets(config: Config, num_units: int) -> tuple[Budget, ...]:
     A client-level budget for what is protected at client level, and a record-level one where
     something is protected at record level only; mask reports count under both.
     """
+    tables = table_events(config)
+    if tables:
+        return _budgets_with_tables(config, num_units, tables)
     privacy = config.privacy
     trains = private_rounds(config) > 0
     own: tuple[Budget, ...] = ()
@@ -246,6 +251,31 @@ def budgets(config: Config, num_units: int) -> tuple[Budget, ...]:
     if privacy.trust == "record" and trains:
         own = ()
     return (*own, record_budget(config, num_units)) if trains else own
+
+
+def _budgets_with_tables(config: Config, num_units: int, tables: list[Event]) -> tuple[Budget, ...]:
+    """As `budgets`, with room for noised count tables, which may be protected at either level."""
+    privacy, relation = config.privacy, table_relation(config)
+    answers = _reported(config, num_units)
+    of_client = answers if privacy.trust in ("local", "shuffle", "aggregate") else []
+    of_client = [*of_client, *(tables if relation == REPLACEMENT else [])]
+    found = [_covering(of_client, privacy.delta, REPLACEMENT)] if of_client else []
+    if private_rounds(config):
+        found.append(record_budget(config, num_units))
+    elif privacy.trust == "record" or relation == ADD_REMOVE_RECORD:
+        found.append(_covering([*answers, *tables], privacy.delta, ADD_REMOVE_RECORD))
+    return tuple(found)
+
+
+def _covering(events: list[Event], delta: float, relation: str) -> Budget:
+    """The smallest budget that lets all of these events through."""
+    pure = [event.epsilon for event in events if isinstance(event, PureEvent)]
+    if len(pure) == len(events):
+        total = compose_pure(pure)
+        nearest = float(total)
+        enough = nearest if Fraction(nearest) >= total else math.nextafter(nearest, math.inf)
+        return Budget(enough, relation=relation)
+    return _enough_for(events, lambda epsilon: Budget.zcdp(epsilon, delta, relation))
 
 
 def round_event(config: Config, num_units: int) -> SubsampledGaussianEvent:
@@ -263,16 +293,18 @@ def record_budget(config: Config, num_units: int) -> Budget:
     With a noise multiplier given by hand it is what that noise comes to.
     """
     if not config.train.noise_multiplier:
-        return _calibrated(_training_alone(config), tuple(_reported(config, num_units)))[1]
-    rounds = private_rounds(config)
-    events = [*_reported(config, num_units), *[round_event(config, num_units)] * rounds]
-    return _enough_for(events, config.train.dp_delta)
+        return _calibrated(_training_alone(config), _beside_training(config, num_units))[1]
+    rounds, delta = private_rounds(config), config.train.dp_delta
+    events = [*_beside_training(config, num_units), *[round_event(config, num_units)] * rounds]
+    return _enough_for(
+        events, lambda epsilon: Budget.renyi(epsilon, delta, ADD_REMOVE_RECORD, events)
+    )
 
 
 def _noise(config: Config, num_units: int) -> float:
     if config.train.noise_multiplier:
         return config.train.noise_multiplier
-    return _calibrated(_training_alone(config), tuple(_reported(config, num_units)))[0]
+    return _calibrated(_training_alone(config), _beside_training(config, num_units))[0]
 
 
 @lru_cache(maxsize=32)
@@ -290,6 +322,11 @@ def _training_alone(config: Config) -> Config:
     )
 
 
+def _beside_training(config: Config, num_units: int) -> tuple[Event, ...]:
+    """What a client's other answers release at record level, at most."""
+    return (*_reported(config, num_units), *table_events(config))
+
+
 def _reported(config: Config, num_units: int) -> list[Event]:
     """What a client's answer about its mask releases at record level, at most."""
     privacy = config.privacy
@@ -301,7 +338,7 @@ def _reported(config: Config, num_units: int) -> list[Event]:
     return []
 
 
-def _enough_for(events: list[Event], delta: float) -> Budget:
+def _enough_for(events: list[Event], budget_at: Callable[[float], Budget]) -> Budget:
     """The smallest epsilon, in steps of a thousandth, whose filter lets all of the events through.
 
     Raises:
@@ -310,15 +347,15 @@ def _enough_for(events: list[Event], delta: float) -> Budget:
     low, high = 1, 10**9  # thousandths
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if _fits(events, middle / 1000, delta) else (middle + 1, high)
-    if not _fits(events, low / 1000, delta):
-        raise PrivacyError("train.noise_multiplier is so small that no epsilon covers it")
-    return Budget.renyi(low / 1000, delta, ADD_REMOVE_RECORD, events)
+        low, high = (low, middle) if _fits(events, middle / 1000, budget_at) else (middle + 1, high)
+    if not _fits(events, low / 1000, budget_at):
+        raise PrivacyError("the noise is so small that no epsilon covers it")
+    return budget_at(low / 1000)
 
 
-def _fits(events: list[Event], epsilon: float, delta: float) -> bool:
+def _fits(events: list[Event], epsilon: float, budget_at: Callable[[float], Budget]) -> bool:
     try:
-        keeper = filter_of(Budget.renyi(epsilon, delta, ADD_REMOVE_RECORD, events))
+        keeper = filter_of(budget_at(epsilon))
     except PrivacyError:
         return False
     return sum(keeper.charge(event) for event in events) <= keeper.capacity

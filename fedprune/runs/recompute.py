@@ -124,7 +124,13 @@ def fairness_of_tables(stored: JsonDict) -> JsonDict:
         group=str(stored["group"]),
         confidence=float(stored["confidence"]),
         resamples=int(stored["resamples"]),
+        noise=_noise(stored, "noise"),
+        other_noise=_noise(stored, "train_noise"),
     ).to_json()
+
+
+def _noise(stored: JsonDict, name: str) -> fairness.TableNoise | None:
+    return fairness.TableNoise.from_json(stored[name]) if name in stored else None
 
 
 def lipschitz_bounds(folder: RunFolder, input_std: Sequence[float] | None) -> JsonDict:

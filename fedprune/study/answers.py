@@ -110,6 +110,9 @@ def planned_totals(config: Config, answer: Answer) -> tuple[str, ...]:
     if rounds:
         event = runs.round_event(config, answer.num_units)
         spent = spent.compose(Release("dp-update", ADD_REMOVE_RECORD, event, rounds))
+    for released in runs.table_events(config):
+        kind = runs.table_kind(runs.table_mechanism(config, 1))
+        spent = spent.compose(Release(kind, runs.table_relation(config), released))
     open_rounds = train.rounds + config.prune.steps * train.fine_tune_rounds - rounds
     if open_rounds:
         spent = spent.compose(Release("model-update", "unprotected", None, open_rounds))

@@ -112,7 +112,8 @@ def test_the_bound_of_a_residual_block_is_one_plus_its_branch() -> None:
 
     model = Skip().eval()
     norm = float(torch.linalg.matrix_norm(model.branch.weight.detach().double(), 2))
-    assert lipschitz(model, torch.zeros(1, 6)).upper == pytest.approx(1 + norm, rel=1e-12)
+    bound = lipschitz(model, torch.zeros(1, 6), tighten=False)
+    assert bound.upper == pytest.approx(1 + norm, rel=1e-12)
 
 
 def test_concatenation_takes_the_root_of_the_sum_of_squares() -> None:

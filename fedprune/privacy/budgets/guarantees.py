@@ -73,8 +73,8 @@ class Guarantee:
 
 
 # Kinds of message that an epsilon of each unit of protection covers, and those it need not.
-RECORD_ONLY = frozenset({"record-scores", "dp-update"})
-_OF_CLIENTS = frozenset({"mask-report", "aggregate-share"})
+RECORD_ONLY = frozenset({"record-scores", "dp-update", "record-table"})
+_OF_CLIENTS = frozenset({"mask-report", "aggregate-share", "client-table"})
 COVERED: Mapping[str, frozenset[str]] = {
     CLIENT: _OF_CLIENTS,
     RECORD: _OF_CLIENTS | RECORD_ONLY,
@@ -99,6 +99,10 @@ _NOT_COVERED: Mapping[str, str] = {
     "record-scores": (
         "masks made from noisy scores protect single records only; they say nothing about a "
         "client as a whole"
+    ),
+    "record-table": (
+        "noised count tables protect single records only; they say nothing about a client as a "
+        "whole"
     ),
     "count-table": "count tables of evaluation rounds are sent unprotected",
     "raw-mask": "masks are sent without noise",

@@ -24,7 +24,7 @@ def keep_fractions(schedule: str, steps: int, final: float) -> tuple[float, ...]
     """
     if schedule not in SCHEDULES:
         raise PruningError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
-    if steps < 1 or (schedule == "one-shot" and steps != 1):
+    if not isinstance(steps, int) or steps < 1 or (schedule == "one-shot" and steps != 1):
         allowed = "1 for a one-shot schedule" if schedule == "one-shot" else "at least 1"
         raise PruningError(f"steps must be {allowed}, got {steps}")
     if not 0 < final <= 1:

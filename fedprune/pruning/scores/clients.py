@@ -145,7 +145,7 @@ class _InMemory:
         return len(self.inputs)
 
     def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        return self.inputs[start:stop], self.labels[start:stop]
+        return self.inputs[start:stop].clone(), self.labels[start:stop]  # models may overwrite it
 
 
 @dataclass(frozen=True)

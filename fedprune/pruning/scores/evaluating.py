@@ -13,6 +13,7 @@ from fedprune.pruning.scores.prepared import (
     move,
     prepare,
     rows_a_pass,
+    run,
     share_parameters,
     workers_on,
 )
@@ -51,7 +52,7 @@ def correct_predictions(model: nn.Module, layout: UnitLayout, source: Source) ->
 
     def right(batch: tuple[Tensor, Tensor]) -> Tensor:
         with torch.inference_mode(), modules.borrow() as own:
-            scores = own(moved(batch[0]).contiguous(memory_format=laid_out))
+            scores = run(own, moved(batch[0]).clone().contiguous(memory_format=laid_out))
             hit = (scores.argmax(dim=1) == move(batch[1], device)).to(torch.int8)
             return torch.where(scores.isfinite().flatten(1).all(1), hit, -1)
 

@@ -29,6 +29,7 @@ from fedprune.pruning.scores.prepared import (
     prepare,
     reduce_precision,
     rows_a_pass,
+    run,
     share_parameters,
     workers_on,
 )
@@ -168,7 +169,7 @@ class GateGradients:
         labels = _filled(labels) if labels.ndim == 1 and len(labels) == rows else labels
         inputs = _filled(inputs)
         inputs = move(inputs, self.device, self._dtype if inputs.is_floating_point() else None)
-        self._look_at(inputs[:2])
+        self._look_at(inputs[:2].clone())
 
         def moved(count: int) -> Tensor:
             return move(_filled(draws(count)), self.device)
@@ -230,7 +231,7 @@ class _Pass:
         for gate in self._gates:
             gate.start_at(anchor)
         with torch.enable_grad():
-            logits = self._model(inputs.contiguous(memory_format=self._format))
+            logits = run(self._model, inputs.contiguous(memory_format=self._format))
             logits = logits.float() if logits.dtype.itemsize < FLOAT32_BYTES else logits
         check_labels(labels, len(inputs), logits.shape[1])
         labels = move(labels, device).long()

@@ -27,7 +27,7 @@ def normalize(scores: Tensor, layout: UnitLayout, how: str) -> Tensor:
         [..., num_units] of the same type. A group whose scores are all zero stays zero.
 
     Raises:
-        PruningError: if the name is unknown or the scores have another length.
+        PruningError: if the name is unknown, the scores have another length or are not finite.
     """
     if how not in NORMALIZATIONS:
         raise PruningError(f"how must be one of {', '.join(NORMALIZATIONS)}, got {how!r}")
@@ -36,6 +36,9 @@ def normalize(scores: Tensor, layout: UnitLayout, how: str) -> Tensor:
             f"scores must be {len(layout)} numbers for {layout.model_name}, got "
             f"{str(scores.dtype).removeprefix('torch.')} of shape {list(scores.shape)}"
         )
+    if how != "none" and not bool(scores.isfinite().all()):
+        wrong = scores[~scores.isfinite()][0].item()
+        raise PruningError(f"scores must be finite to be compared with others, got {wrong}")
     scale = NORMALIZATIONS[how]
     parts = [scores[..., group.units].double() for group in layout.groups]
     scaled = [part / scale(part).where(scale(part) > 0, 1.0) for part in parts]

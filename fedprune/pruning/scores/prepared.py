@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from fedprune.errors import PruningError
+from fedprune.errors import ModelError, PruningError
 from fedprune.pruning.structure.layout import UnitLayout
 from fedprune.pruning.structure.members import Layer, Site
 
@@ -31,8 +31,10 @@ def prepare(model: nn.Module, layout: UnitLayout) -> nn.Module:
 
     Raises:
         LayoutMismatchError: if the model's layers are not the layout's.
+        PruningError: if it mixes examples.
     """
     layout.check_model(model)
+    check_separable(model, layout)
     prepared = copy.deepcopy(model).eval().requires_grad_(False)
     modules: list[Any] = list(prepared.modules())
     for module in modules:
@@ -42,6 +44,21 @@ def prepare(model: nn.Module, layout: UnitLayout) -> nn.Module:
         if site.folds_into:
             _fold(prepared, site)
     return prepared
+
+
+def check_separable(model: nn.Module, layout: UnitLayout) -> None:
+    """Check that no batch norm takes its statistics from the batch, in evaluation mode too.
+
+    Raises:
+        PruningError: naming the first that does.
+    """
+    for layer in layout.layers:
+        module = model.get_submodule(layer.name)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise PruningError(
+                f"{layer.name} of {layout.model_name} normalises by the statistics of each batch "
+                f"(track_running_stats=False), so that no example has scores of its own"
+            )
 
 
 def _fold(model: nn.Module, site: Site) -> None:
@@ -58,6 +75,27 @@ def _fold(model: nn.Module, site: Site) -> None:
     )
     conv.requires_grad_(False)
     model.set_submodule(site.name, nn.Identity())
+
+
+def run(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Scores [batch, classes] of a batch of inputs.
+
+    Raises:
+        ModelError: if the model does not run on them or puts out something else.
+    """
+    name, shape = type(model).__name__, list(inputs.shape)
+    try:
+        logits: Tensor = model(inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{name} does not run on inputs of shape {shape}: {reason}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(inputs):
+        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(
+            f"examples can be scored where a model puts out [batch, classes]; {name} makes {found} "
+            f"of inputs of shape {shape}"
+        )
+    return logits
 
 
 def share_parameters(model: nn.Module) -> nn.Module:
@@ -140,10 +178,10 @@ def choose_format(model: nn.Module, inputs: Tensor) -> torch.memory_format:
     if wanted is None or not any(p.ndim == inputs.ndim for p in model.parameters()):
         return torch.contiguous_format
     with torch.no_grad():
-        before = model(inputs)
+        before = run(model, inputs.clone())
         model.to(memory_format=wanted)
         try:
-            after = model(inputs.contiguous(memory_format=wanted))
+            after = model(inputs.clone().contiguous(memory_format=wanted))
         except RuntimeError:
             after = None
     if after is not None and (after.is_meta or _agree(before, after)):

@@ -25,6 +25,7 @@ from fedprune.pruning.scores.prepared import (
     move,
     prepare,
     rows_a_pass,
+    run,
     share_parameters,
     workers_on,
 )
@@ -75,6 +76,8 @@ class Removals:
         It must be called once before the first losses.
         """
         sample = self._moved(inputs[:2])
+        with torch.no_grad():
+            run(self._base, sample.clone())  # refuses what cannot be scored
         self._laid_out = choose_format(self._base, sample)
         targets = {name for unit in self._members for name in unit}
         with torch.no_grad():
@@ -98,8 +101,8 @@ class Removals:
             without = torch.empty(
                 len(self._layout), len(inputs), dtype=torch.float64, device=self.device
             )
-            run = self._whole_passes if self._program is None else self._suffixes
-            whole = run(ready, loss, without)
+            passes = self._whole_passes if self._program is None else self._suffixes
+            whole = passes(ready, loss, without)
         if self.device.type == "cpu" and not bool(whole.isfinite().all()):
             loss_found = whole[~whole.isfinite()][0].item()
             raise ModelError(
@@ -124,7 +127,7 @@ class Removals:
                 kept = {name: own.get_submodule(name) for name in self._members[unit]}
                 for name, module in self._replacements(unit).items():
                     own.set_submodule(name, module)
-                without[unit] = loss.of(own(inputs))
+                without[unit] = loss.of(own(inputs.clone()))
                 for name, module in kept.items():
                     own.set_submodule(name, module)
         with self._modules.borrow() as own:

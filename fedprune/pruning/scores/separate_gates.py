@@ -8,6 +8,7 @@ compared with theirs; surgery needs the units of a `UnitLayout`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ class GateLayout(UnitLayout):
     Attributes:
         unit_of: The unit of the layout that each gate belongs to, [num_gates] int64.
     """
+
+    has_costs: ClassVar[bool] = False
 
     unit_of: Tensor
 

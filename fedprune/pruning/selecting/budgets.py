@@ -79,6 +79,8 @@ def _budget(layout: UnitLayout, name: str, fraction: float, latency: LatencyTabl
     if not 0 < fraction <= 1:
         raise PruningError(f"{name} must be in (0, 1], got {fraction}")
     fraction, cost = float(fraction), name.removeprefix("keep_")
+    if cost != "units" and not layout.has_costs:
+        raise PruningError(f"{name} counts what units cost, and separate gates cost nothing alone")
     if name == "keep_latency":
         assert latency is not None
         measure = latency.measure_of(layout)

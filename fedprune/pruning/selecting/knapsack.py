@@ -24,6 +24,7 @@ Floats = NDArray[np.float64]
 
 _COARSE = 64  # widths of one group that the multiplier's search looks at; the rest is done in steps
 _SWEEPS, _DOUBLINGS, _HALVINGS = 12, 60, 24
+_FAR = 1e6  # an infinite score, where the largest finite one is 1
 _EXCHANGES = 20_000  # exchanges of channels between two groups that are tried at most
 
 
@@ -88,12 +89,14 @@ class _Table:
         scores: Scores,
         budgets: Sequence[Budget],
     ) -> None:
-        changes, finite = costs.changes(), _finite(scores)
+        changes, shares = costs.changes(), finite(scores)
         self.groups, self.budgets, self._costs = groups, budgets, costs
         self.limits = np.array([budget.limit for budget in budgets], dtype=np.float64)
+        # What prices are counted in; a limit may be nothing at all.
+        self.scales = np.maximum(self.limits, [1e-6 * budget.dense for budget in budgets])
         self.rows = [_Rows.of(group, changes) for group in groups]
         self.gains = [
-            np.concatenate([[0.0], finite[group.order].cumsum()])[group.widths] for group in groups
+            np.concatenate([[0.0], shares[group.order].cumsum()])[group.widths] for group in groups
         ]
 
     def score(self, choice: Sequence[int]) -> float:
@@ -106,11 +109,11 @@ class _Table:
         return _State(self, self._costs, choice)
 
 
-def _finite(scores: Scores) -> Floats:
-    """Scores with infinite ones replaced by numbers far beyond the others."""
-    real = scores[np.isfinite(scores)]
-    far = 1e6 * max(float(np.abs(real).max()) if len(real) else 0.0, 1.0)
-    return np.nan_to_num(scores, posinf=far, neginf=-far)
+def finite(scores: Scores) -> Floats:
+    """Scores as shares of the largest finite one, infinite ones as numbers far beyond it."""
+    real = np.abs(scores[np.isfinite(scores)])
+    largest = float(real.max(initial=0.0)) or 1.0
+    return np.nan_to_num(scores / largest, posinf=_FAR, neginf=-_FAR)
 
 
 class _State:
@@ -192,7 +195,7 @@ def _by_multiplier(table: _Table, weights: Floats) -> list[int] | None:
 def _settled(table: _Table, begin: Sequence[int], prices: Floats) -> _State:
     """Let groups take turns to choose the best width at a price, until none wants another."""
     state = table.state(begin)
-    per_cost = prices / np.maximum(table.limits, 1e-300)
+    per_cost = prices / table.scales
     for _ in range(_SWEEPS):
         before = list(state.choice)
         for number in range(len(table.groups)):
@@ -237,7 +240,7 @@ def _spend(table: _Table, state: _State) -> None:
             # A narrower price further up, as a staircase has, counts too.
             places = np.arange(now + 1, min(len(gain), now + 1 + _COARSE))
             totals = state.totals_at(number, places)
-            more, less_room = gain[places] - gain[now], (totals - state.totals) / table.limits
+            more, less_room = gain[places] - gain[now], (totals - state.totals) / table.scales
             rate = more / np.maximum(less_room.max(axis=1), 1e-12)
             rate[(totals > table.limits).any(axis=1) | (more < 0)] = -1.0
             place = int(rate.argmax())

@@ -9,6 +9,7 @@ for a constant and a factor, fitted to whole networks that were thinned and time
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from fedprune.hardware.latency import latency
 from fedprune.hardware.layer_times import Grid, axis_of, measure_grids
 from fedprune.hardware.layers import layer_inputs
 from fedprune.hardware.machine import machine
+from fedprune.hardware.timing import check_counts
 from fedprune.pruning.structure.costs import Integers, Measure, Widths
 from fedprune.pruning.structure.layout import UnitLayout
 from fedprune.pruning.structure.members import PARAMETRIC, Layer
@@ -90,11 +92,13 @@ class LatencyTable:
             LayoutMismatchError: if the model's layers are not the layout's.
             PruningError: if `points` is below 2.
             ConfigError: if another count is out of range.
+            ModelError: if the model cannot process the batch.
         """
-        if points < 2:
+        check_counts("a latency table", batch_size=batch_size, threads=threads, repeats=repeats)
+        if not isinstance(points, int) or points < 2:
             raise PruningError(f"points of a latency table must be at least 2, got {points}")
         layout.check_model(model)
-        batch = example_input[torch.arange(batch_size) % len(example_input)]
+        batch = example_input[torch.arange(batch_size) % max(len(example_input), 1)]
         inputs = layer_inputs(model, batch, PARAMETRIC)
         run = [layer for layer in layout.layers if layer.name in inputs]
         shape_of = {layer.name: _shape(layer, model, inputs[layer.name]) for layer in run}
@@ -134,13 +138,10 @@ class LatencyTable:
         """What a budget of time counts, for the model that the table is of or a smaller one.
 
         Raises:
-            PruningError: if the layout has none of the layers that were timed.
+            PruningError: if a layer of the layout was not timed, or only narrower.
         """
-        if not any(layer.name in self.shape_of for layer in layout.layers):
-            raise PruningError(
-                f"the latency table is of another model than {layout.model_name}: it has none of "
-                f"its layers"
-            )
+        for layer in layout.layers:
+            self._check_timed(layer, layout.model_name)
         found = [self.grids.get(self.shape_of.get(layer.name, "")) for layer in layout.layers]
 
         def of_layers(rows: Integers, n_in: Widths, n_out: Widths) -> NDArray[Any]:
@@ -152,6 +153,19 @@ class LatencyTable:
             return self.factor * times
 
         return Measure(of_layers, other=self.overhead_ms)
+
+    def _check_timed(self, layer: Layer, model_name: str) -> None:
+        grid = self.grids.get(self.shape_of.get(layer.name, ""))
+        if grid is None and layer.positions > 0:
+            raise PruningError(
+                f"the latency table is of another model than {model_name}: it has no layer "
+                f"{layer.name}"
+            )
+        if grid is not None and len(layer.out_units) > grid.outs[-1]:
+            raise PruningError(
+                f"the latency table is of another model than {model_name}: {layer.name} has "
+                f"{len(layer.out_units)} outputs and was timed with at most {grid.outs[-1]:g}"
+            )
 
     def predict(self, layout: UnitLayout, mask: Tensor) -> float:
         """Milliseconds of a pass of the model shrunk to a mask [num_units] bool.
@@ -176,6 +190,7 @@ class LatencyTable:
             "grids": {name: grid.describe() for name, grid in self.grids.items()},
         }
         unfinished = Path(f"{path}.part")
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
         os.replace(unfinished, path)
 
@@ -194,15 +209,19 @@ class LatencyTable:
             unknown = set(stored["layers"].values()) - grids.keys()
             if unknown:
                 raise ValueError(f"no grid of shape {min(unknown)!r}")
+            times = [float(stored["overhead_ms"]), float(stored["factor"])]
+            counts = [int(stored[key]) for key in ("batch_size", "threads", "repeats")]
+            if not all(math.isfinite(time) and time >= 0 for time in times) or min(counts) < 1:
+                raise ValueError("times must be at least 0 and counts at least 1")
             return cls(
                 machine=dict(stored["machine"]),
-                batch_size=int(stored["batch_size"]),
-                threads=int(stored["threads"]),
-                repeats=int(stored["repeats"]),
+                batch_size=counts[0],
+                threads=counts[1],
+                repeats=counts[2],
                 shape_of=dict(stored["layers"]),
                 grids=grids,
-                overhead_ms=float(stored["overhead_ms"]),
-                factor=float(stored["factor"]),
+                overhead_ms=times[0],
+                factor=times[1],
                 calibration=tuple((float(a), float(b), float(c))
                                   for a, b, c in stored["calibration"]),
             )  # fmt: skip

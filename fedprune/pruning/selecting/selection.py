@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedprune.errors import PruningError
 from fedprune.pruning.selecting.budgets import Budget, budgets_of
-from fedprune.pruning.selecting.knapsack import best_widths
+from fedprune.pruning.selecting.knapsack import best_widths, finite
 from fedprune.pruning.selecting.widths import (
     SCOPES,
     GroupWidths,
@@ -186,7 +186,8 @@ def _richer(
     measures = [budget.measure for budget in budgets]
     totals = [layout.costs.total(measure, found) for measure in measures]
     held = all(total <= budget.limit for total, budget in zip(totals, budgets, strict=True))
-    return found if held and values[found].sum() > values[mask].sum() else mask
+    shares = finite(values)
+    return found if held and shares[found].sum() > shares[mask].sum() else mask
 
 
 def _checked_way(scope: str, fill: str | None, by_time: bool) -> str:

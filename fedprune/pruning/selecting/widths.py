@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from numbers import Integral
 
 import numpy as np
@@ -53,8 +54,8 @@ def group_widths(
     Raises:
         PruningError: if the floor or `round_to` is out of range.
     """
-    if round_to < 1:
-        raise PruningError(f"round_to must be at least 1, got {round_to}")
+    if not isinstance(round_to, Integral) or round_to < 1:
+        raise PruningError(f"round_to must be a whole number of at least 1, got {round_to!r}")
     return tuple(
         GroupWidths(
             group.start + np.argsort(-scores[group.units], kind="stable"),
@@ -132,15 +133,18 @@ def steps_in_turn(
     Returns:
         Pairs of a group's number and the units of the step; a group's steps come in their order.
     """
-    steps = [
-        (number, one.order[start:stop])
-        for number, one in enumerate(groups)
-        for start, stop in zip(one.widths[:-1], one.widths[1:], strict=True)
-    ]
+    steps: list[tuple[int, Integers]] = []
+    worth: list[float] = []
+    for number, one in enumerate(groups):
+        pairs = zip(one.widths[:-1], one.widths[1:], strict=True)
+        own_steps = [one.order[start:stop] for start, stop in pairs]
+        steps += [(number, units) for units in own_steps]
+        # Rounding must not put a later step of equal units before an earlier one.
+        worth += accumulate((_mean(scores[units]) for units in own_steps), min)
     level = np.zeros(len(steps))
     for name in sorted(set(classes)):
         own = [place for place, (number, _) in enumerate(steps) if classes[number] == name]
-        own.sort(key=lambda place: -_mean(scores[steps[place][1]]))
+        own.sort(key=lambda place: -worth[place])
         members = [group for number, group in enumerate(groups) if classes[number] == name]
         kept = sum(int(group.widths[0]) for group in members)
         units = sum(len(group.order) for group in members)

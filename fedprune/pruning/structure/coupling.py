@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from fedprune.errors import PruningError
-from fedprune.pruning.structure.members import CONVOLUTIONS, Layer, kind_of
+from fedprune.pruning.structure.members import CONVOLUTIONS, Layer, has_channels, kind_of
 from fedprune.pruning.structure.tracing import Trace, one_line
 
 _MANY_CHANNELS = 2**13  # always followed; far more than the widest layer has are a wrong guess
@@ -71,8 +71,13 @@ class Coupling:
         self._limit = max(_MANY_CHANNELS, 4 * max(widths, default=0))
         self._node_of = {id(node.module): node for node in trace.graph.module2node.values()}
         self._elements = _Elements()
+        self._cut: set[int] = set()
         try:
             self._propagate(list(trace.calls))
+            self._cut = self._broadcasting()
+            if self._cut:
+                self._elements, self._stuck = _Elements(), {}
+                self._propagate(list(trace.calls))
         except Exception as error:  # what an index mapping of a wrong guess raises has no list
             raise PruningError(
                 f"{trace.name} cannot be traced by torch-pruning ({one_line(error)})"
@@ -98,15 +103,30 @@ class Coupling:
         """Roots of the classes that could not be followed to their end, and why."""
         return {self._elements.find(element): reason for element, reason in self._stuck.items()}
 
+    def _broadcasting(self) -> set[int]:
+        """Nodes whose one channel is spread over many, as a gate for all of them is.
+
+        That one stays, whatever becomes of the many: it is tied to none of them.
+        """
+        return {
+            id(node)
+            for node in self._node_of.values()
+            if has_channels(node.module)
+            and Layer.channels_of(node.module)[1] == 1
+            and max(self.channels(node, "out"), default=0) > 0
+        }
+
     def _propagate(self, layers: list[nn.Module]) -> None:
         pending: list[tuple[Any, str, list[_Tied]]] = []
         for module in layers:
             node = self.node(module)
-            if node is not None and _mixes_channels(node):
+            if node is not None and _mixes_channels(node) and id(node) not in self._cut:
                 pending.append((node, "out", self._all_outputs(node)))
         while pending:
             node, side, tied = pending.pop()
             for target, target_side, mapped in _tied_to(node, side, tied):
+                if id(target) in self._cut and target_side != "in":
+                    continue
                 reason = self._cannot_follow(target, mapped)
                 if reason:
                     self._stuck.update((one.root_idx, reason) for one in tied)

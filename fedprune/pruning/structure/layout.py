@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,8 @@ class UnitLayout:
         frozen: Channels that stay whatever the mask says, and why; those of the model's input and
             output are not named.
     """
+
+    has_costs: ClassVar[bool] = True  # whether params, macs and time can be told of a mask
 
     model_name: str
     input_shape: tuple[int, ...]

@@ -7,6 +7,7 @@ and says which channels of which operations are tied to each other.
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -222,10 +223,21 @@ def moving_operations(model: nn.Module, example_input: Tensor) -> str:
         if operation is None or operation in seen:
             continue
         seen.add(operation)
-        found.add(_MOVING.get(operation.name().removesuffix("0").removesuffix("Backward"), ""))
+        if not _is_within_channels(operation):
+            found.add(_MOVING.get(re.sub(r"Backward\d*$", "", operation.name()), ""))
         pending.extend(follower for follower, _ in operation.next_functions)
     names = ", ".join(sorted(found - {""}))
     return f", since its operations {names} move channels" if names else ""
+
+
+def _is_within_channels(operation: Any) -> bool:
+    """Whether an operation is a reduction over other axes than that of the channels."""
+    axes = getattr(operation, "_saved_dim", None)
+    sizes = getattr(operation, "_saved_self_sym_sizes", None)
+    if not isinstance(axes, tuple) or sizes is None:
+        return False
+    # Negative axes are saved as numbers just below 2^64.
+    return 1 not in {(axis - 2**64 if axis >= 2**63 else axis) % len(sizes) for axis in axes}
 
 
 _MOVING = {
@@ -238,6 +250,7 @@ _MOVING = {
     "Permute": "permute",
     "Roll": "roll",
     "Flip": "flip",
+    "Glu": "glu",
     "Unfold": "unfold",
     "Im2Col": "unfold",
     "Cumsum": "cumsum",

@@ -165,7 +165,9 @@ _MODULES: tuple[tuple[str, type[nn.Module]], ...] = (
 )
 
 for _name, _function, _functions, _methods in _MOVERS:
-    register(partial(move, _name, _function), functions=_functions, methods=_methods)
+    register(partial(move, _name, _function), functions=_functions)
+    for _method in _methods:  # methods take sizes and axes one by one as well
+        register(partial(move, _name, getattr(Tensor, _method)), methods=(_method,))
 for _name, _module in _MODULES:
     register(partial(as_module, _name), modules=(_module,))
 register(take, functions=(operator.getitem,))

@@ -204,7 +204,7 @@ def test_wrong_ways_are_refused_in_one_sentence() -> None:
         select(scores, WIDE, keep_units=0.5, fill="best")
     with pytest.raises(PruningError, match=r"scope must be global, got 'layer'"):
         select(scores, WIDE, keep_macs=0.5, fill="value", scope="layer")
-    with pytest.raises(PruningError, match="round_to must be at least 1, got 0"):
+    with pytest.raises(PruningError, match="round_to must be a whole number of at least 1, got 0"):
         select(scores, WIDE, keep_units=0.5, round_to=0)
     with pytest.raises(PruningError, match=r"keep_units = 0.1 .* multiples of 8 alone costs"):
         select(scores, WIDE, keep_units=0.1, round_to=8)

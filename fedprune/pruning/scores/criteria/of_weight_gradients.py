@@ -17,7 +17,14 @@ from fedprune.hardware.parallel import Spares, map_in_order
 from fedprune.pruning.scores.clients import Clients
 from fedprune.pruning.scores.criteria.criterion import Batches, Criterion, Question, mean_over
 from fedprune.pruning.scores.gates import check_labels
-from fedprune.pruning.scores.prepared import move, rows_a_pass, share_parameters, workers_on
+from fedprune.pruning.scores.prepared import (
+    check_separable,
+    move,
+    rows_a_pass,
+    run,
+    share_parameters,
+    workers_on,
+)
 from fedprune.pruning.structure.layout import UnitLayout
 
 Gradients: TypeAlias = list[Tensor]
@@ -63,6 +70,7 @@ class _WeightGradients:
     @classmethod
     def of(cls, question: Question) -> _WeightGradients:
         question.layout.check_model(question.model)
+        check_separable(question.model, question.layout)
         model = copy.deepcopy(question.model).eval().requires_grad_(False)
         units = {}
         for layer in question.layout.layers:
@@ -113,7 +121,7 @@ class _WeightGradients:
         first = next(model.parameters())
         dtype = first.dtype if inputs.is_floating_point() else None
         with torch.enable_grad():
-            logits = model(move(inputs, first.device, dtype))
+            logits = run(model, move(inputs, first.device, dtype))
             check_labels(labels, len(inputs), logits.shape[1])
             loss = functional.cross_entropy(
                 logits, move(labels, first.device).long(), reduction="sum"

@@ -1,0 +1,269 @@
+"""A loss that trains for certificates: cross-entropy at the edge of a ball, from a cheap bound.
+
+If every other logit j is raised by
+
+    radius * ||w_y - w_j|| * L_body                                                      (1)
+
+before the cross-entropy, an example is fitted only once its certified radius exceeds `radius`
+(Tsuzuku et al., NeurIPS 2018; GloRo, Leino et al., ICML 2021, with the head's own pairs of rows in
+place of one bound). L_body is the product bound of the part before the head, with the norm of each
+layer followed by power iteration whose vectors are kept between steps: one convolution forward and
+one back a layer and step, on a single example. It is differentiable in the weights, and lies below
+the true product while the vectors still turn: fit for training, never for a certificate.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from fedprune.errors import RobustnessError
+from fedprune.robustness.layer_norms import convolve
+from fedprune.robustness.network import Network, Std, input_scale
+from fedprune.robustness.operations import (
+    Concatenation,
+    Convolution,
+    Dense,
+    Diagonal,
+    Sum,
+)
+from fedprune.robustness.rules import module_rule
+from fedprune.robustness.tracer import lower
+
+WARM_UP = 15
+"""Power iterations before the first step."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """An affine step: the module whose weights are live, and the batch norm after it, if any."""
+
+    module: nn.Module
+    after: nn.Module | None
+
+
+class MarginLoss:
+    """Cross-entropy with every other logit raised to the edge of a ball; see equation (1).
+
+    One object serves one model object through its training steps: it reads the live weights, with
+    gradients, and keeps the vectors of the power iteration. It draws nothing at random and adds no
+    parameter or hook to the model. After weights were loaded into the same model it goes on; for
+    another model, such as a pruned one, make another.
+
+        loss_of = MarginLoss(model, inputs[:1], radius=0.1)
+        for inputs, labels in batches:
+            loss = loss_of(model(inputs), labels)
+            optimiser.zero_grad(); loss.backward(); optimiser.step()
+
+    Batch norm counts with its running statistics, as it will be evaluated. A strong radius from
+    the first step on can keep a network at chance: pass a smaller `radius` to the first calls.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Tensor,
+        radius: float,
+        *,
+        input_std: Std | None = None,
+        iterations: int = 1,
+    ) -> None:
+        """Find the model's layers; the model may be in train mode and is not changed.
+
+        Args:
+            model: as for `lipschitz`; logits [n, classes].
+            example_input: [1, ...], for its shape.
+            radius: l2, in units of the unnormalised input; positive.
+            input_std: [channels] of the normalisation in front of the model, or None.
+            iterations: power iterations a layer and call, at least 1.
+
+        Raises:
+            RobustnessError: if the radius or iterations are out of range, or as for `lipschitz`.
+            UnsupportedOpError: an operation without a rule.
+        """
+        if not (math.isfinite(radius) and radius > 0):
+            raise RobustnessError(f"radius must be positive and finite, got {radius}")
+        if iterations < 1:
+            raise RobustnessError(f"iterations must be at least 1, got {iterations}")
+        self.radius = radius
+        self._iterations = iterations
+        network = lower(copy.deepcopy(model).eval(), example_input)
+        shape = network.steps[network.output].shape if network.steps else network.input_shape
+        if len(shape) != 2 or shape[1] < 2:
+            raise RobustnessError(
+                f"a margin needs logits [n, classes] with at least 2 classes, got {list(shape)}"
+            )
+        self._network, self._layers = network, _layers(model, network)
+        self._like = next(iter(model.parameters()))
+        scale = input_scale(input_std, network.input_shape)
+        self._input_bound = 1.0 if scale is None else float(scale.abs().max())
+        self._head = network.head
+        self._vectors: dict[str, Tensor] = {}
+        for _ in range(WARM_UP):
+            with torch.no_grad():
+                self.body_bound()
+
+    def __call__(self, logits: Tensor, labels: Tensor, *, radius: float | None = None) -> Tensor:
+        """Give the mean loss of a batch, to be minimised.
+
+        Args:
+            logits: [n, classes], of the model in its present state.
+            labels: [n] integer classes.
+            radius: another radius for this call, such as a part of the full one while training
+                begins; 0 is plain cross-entropy.
+        """
+        reach = self.radius if radius is None else radius
+        if reach == 0:
+            return functional.cross_entropy(logits, labels)
+        return functional.cross_entropy(logits + reach * self.gaps()[labels], labels)
+
+    def gaps(self) -> Tensor:
+        """How fast the difference of two logits can change: [classes, classes], differentiable."""
+        bound = self.body_bound()
+        if self._head is None:
+            classes = self._network.steps[self._network.output].shape[1]
+            return bound * math.sqrt(2) * (1 - torch.eye(classes, device=bound.device))
+        weight = _head_rows(self._layers[self._head])
+        squares = torch.square(weight).sum(dim=1)
+        apart = squares[:, None] + squares - 2 * weight @ weight.T
+        # the square root has no slope at 0, where a row meets itself
+        apart = apart.clamp_min(1e-12 * float(squares.detach().max()) + 1e-30)
+        hidden = torch.eye(len(weight), device=weight.device, dtype=torch.bool)
+        return bound * torch.sqrt(apart).masked_fill(hidden, 0.0)
+
+    def body_bound(self) -> Tensor:
+        """The product bound before the head (of all, without one) with live weights: a scalar."""
+        network, end = self._network, self._network.output
+        if self._head is not None:
+            end = network.steps[self._head].inputs[0]
+        one = torch.ones((), dtype=self._like.dtype, device=self._like.device)
+        bounds: dict[str, Tensor] = {network.input: one * self._input_bound}
+        for name in _before(network, end):
+            step = network.steps[name]
+            read = [bounds[source] for source in step.inputs]
+            if name in self._layers:
+                bounds[name] = read[0] * self._norm(name)
+            elif isinstance(step.operation, Sum):
+                weights = step.operation.weights
+                parts = [abs(w) * bound for w, bound in zip(weights, read, strict=True)]
+                bounds[name] = torch.stack(parts).sum()
+            elif isinstance(step.operation, Concatenation):
+                bounds[name] = torch.linalg.vector_norm(torch.stack(read))
+            else:
+                bounds[name] = read[0] * step.operation.norm.value
+        return bounds[end]
+
+    def _norm(self, name: str) -> Tensor:
+        """|A v| with v followed by power iteration: its gradient is that of the norm at v."""
+        layer, step = self._layers[name], self._network.steps[name]
+        operation, source = step.operation, step.inputs[0]
+        if isinstance(operation, Diagonal):
+            return _scale(layer.module).abs().max()
+        assert isinstance(operation, (Convolution, Dense))
+        if name not in self._vectors:
+            known = self._network.steps.get(source)
+            shape = self._network.input_shape if known is None else known.shape
+            self._vectors[name] = _first_vector(shape)
+        vector = self._vectors[name].to(self._like)
+        with torch.enable_grad():
+            for _ in range(self._iterations):
+                moving = vector.detach().requires_grad_(True)
+                length = torch.linalg.vector_norm(_apply(operation, layer, moving))
+                (pulled,) = torch.autograd.grad(length, moving)
+                size = torch.linalg.vector_norm(pulled)
+                if not bool(size > 0):  # a layer of zeros, or a vector in its kernel
+                    break
+                vector = (pulled / size).detach()
+        self._vectors[name] = vector
+        norm: Tensor = torch.linalg.vector_norm(_apply(operation, layer, vector))
+        return norm
+
+
+def _layers(model: nn.Module, network: Network) -> dict[str, _Layer]:
+    """Pair each affine step with its live module and the batch norm folded into it."""
+    nodes = {node.name: node for node in _Leaves().trace(model).nodes}
+    layers: dict[str, _Layer] = {}
+    for name, step in network.steps.items():
+        if not isinstance(step.operation, (Convolution, Dense, Diagonal)):
+            continue
+        module = _module_of(model, nodes.get(name))
+        if module is None:
+            raise RobustnessError(
+                f"the weights at node {name!r} do not belong to a layer of their own, so that "
+                f"margin training cannot follow them"
+            )
+        layers[name] = _Layer(module, _folded(model, nodes[name], network))
+    return layers
+
+
+class _Leaves(fx.Tracer):
+    """Sees the same nodes as lowering does."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_rule(m) is not None or super().is_leaf_module(m, module_qualified_name)
+
+
+def _module_of(model: nn.Module, node: fx.Node | None) -> nn.Module | None:
+    if node is None or node.op != "call_module":
+        return None
+    return model.get_submodule(str(node.target))
+
+
+def _folded(model: nn.Module, node: fx.Node, network: Network) -> nn.Module | None:
+    """The batch norm that alone reads a layer and is not a step of its own."""
+    if len(node.users) != 1:
+        return None
+    reader = next(iter(node.users))
+    module = _module_of(model, reader)
+    return module if _is_batch_norm(module) and reader.name not in network.steps else None
+
+
+def _is_batch_norm(module: nn.Module | None) -> bool:
+    return isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
+    value = getattr(module, name)
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _scale(batch_norm: nn.Module) -> Tensor:
+    """What batch norm in eval mode multiplies by: [channels]."""
+    spread = torch.sqrt(_tensor(batch_norm, "running_var") + float(vars(batch_norm)["eps"]))
+    weight = batch_norm.weight
+    return 1 / spread if weight is None else _tensor(batch_norm, "weight") / spread
+
+
+def _head_rows(layer: _Layer) -> Tensor:
+    weight = _tensor(layer.module, "weight")
+    return weight if layer.after is None else weight * _scale(layer.after)[:, None]
+
+
+def _apply(operation: Convolution | Dense, layer: _Layer, vector: Tensor) -> Tensor:
+    """Apply the live layer without its bias, batch norm included: vector [1, ...]."""
+    weight = _tensor(layer.module, "weight")
+    if isinstance(operation, Dense):
+        result = functional.linear(vector, weight)
+    else:
+        result = convolve(vector, weight, None, operation.geometry)
+    if layer.after is None:
+        return result
+    return result * _scale(layer.after).reshape(-1, *[1] * (result.ndim - 2))
+
+
+def _before(network: Network, end: str) -> list[str]:
+    """Steps that a node needs, itself included, in order."""
+    return list(replace(network, output=end).trimmed().steps)
+
+
+def _first_vector(shape: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.randn(shape, generator=generator)
+    vector /= torch.linalg.vector_norm(vector)
+    return vector
