@@ -1,9 +1,11 @@
-"""Numbers on a study's command line: what is out of range is refused in one sentence at once."""
+"""Types of a study's options: what cannot be is refused in one sentence before anything runs."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -30,3 +32,14 @@ def fraction(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"must be in (0, 1], got {value}")
     return value
+
+
+def results_file(text: str) -> Path:
+    """A file that can be written, as a type for argparse; folders to it may be missing."""
+    path = Path(text)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"must name a file, got the folder {text}")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"must be a file that can be written, got {text}")
+    return path

@@ -8,7 +8,7 @@ does it all.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -238,6 +238,25 @@ class Training:
                 old.lerp_(new, 1 - decay)
             else:
                 old.copy_(new)
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """A copy whose batch norms hold the plain mean of the statistics of these inputs.
+
+    An average of weights was never run in training: statistics averaged along with the weights
+    are those of other networks (Izmailov et al. 2018, section 3.2).
+    """
+    made = copy.deepcopy(model)
+    device = next(made.parameters()).device
+    for module in made.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # the cumulative mean
+            module.train()
+    for inputs in batches:
+        made(inputs.to(device).contiguous(memory_format=torch.channels_last))
+    return made.eval()
 
 
 def _sharing(model: nn.Module) -> nn.Module:

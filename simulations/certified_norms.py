@@ -236,6 +236,19 @@ def measure(layer: Layer, steps: int) -> dict[str, Any]:
     return row
 
 
+def more_seeds(seed: int, count: int, small: bool) -> dict[str, Any]:
+    """Ratios of the bound in use for the layers with a wanted ratio, drawn anew."""
+    found: dict[str, Any] = {name: [] for name in WANTED}
+    for number in range(1, count + 1):
+        for layer in layers(seed + number, small):
+            if layer.name in WANTED:
+                norm = max(true_norm(layer, 3000).values())
+                ratio = convolution_norm(layer.weight, layer.geometry).value / norm
+                found[layer.name].append(ratio)
+                print(f"seed {seed + number}, {layer.name}: {ratio:.6f}", flush=True)
+    return found
+
+
 def table(row: dict[str, Any]) -> str:
     """One layer as text."""
     lines = [f"{row['layer']}, map {row['map']}: true norm {max(row['true_norm'].values()):.6g}"]
@@ -247,12 +260,13 @@ def table(row: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def checks(rows: list[dict[str, Any]]) -> dict[str, bool]:
-    """What the table must show."""
+def checks(rows: list[dict[str, Any]], further: dict[str, list[float]]) -> dict[str, bool]:
+    """What the table and the further seeds must show."""
     by_name = {row["layer"]: row["methods"] for row in rows}
     bounds = [m for row in rows for m in row["methods"].values() if m["is_bound"]]
     found = {
-        f"{name}: ratio at most {limit}": by_name[name]["as used"]["ratio"] <= limit
+        f"{name}: ratio at most {limit}": max([by_name[name]["as used"]["ratio"], *further[name]])
+        <= limit
         for name, limit in WANTED.items()
     }
     found["no bound is below the true norm"] = all(m["ratio"] >= 1 - 1e-9 for m in bounds)
@@ -296,7 +310,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="results JSON to write, a picture beside it")
     arguments = parser.parse_args()
     begun = time.perf_counter()
+    seeds = 1 if arguments.small else 9
     rows = [measure(layer, 3000) for layer in layers(arguments.seed, arguments.small)]
+    further = more_seeds(arguments.seed, seeds, arguments.small)
     result = {
         "question": (__doc__ or "").splitlines()[0],
         "command": f"python simulations/certified_norms.py --seed {arguments.seed}"
@@ -310,7 +326,11 @@ def main() -> None:
         },
         "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "layers": rows,
-        "checks": checks(rows),
+        "further_seeds": {
+            name: {"seeds": len(ratios), "min": min(ratios), "max": max(ratios)}
+            for name, ratios in further.items()
+        },
+        "checks": checks(rows, further),
         "seconds": round(time.perf_counter() - begun, 1),
     }  # fmt: skip
     for name, holds in result["checks"].items():

@@ -36,6 +36,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fedprune import __version__
+from fedprune.errors import FairnessError
 from fedprune.fairness import (
     FairnessSummary,
     Interval,
@@ -242,19 +243,25 @@ def run_cell(
     truth = Truth.of(population.expected(these if few else every, clip))
     other = np.rint(population.expected(every, clip) * 1e4 / KINDS).astype(np.int64)
     verdicts: dict[tuple[str, str], list[bool]] = {}
-    shown, widths = 0, []
+    shown, refused, resampled, widths = 0, 0, "nothing", []
     for trial in range(trials):
         kinds = these if few else generator.integers(0, KINDS, regime.clients)
         tables = tables_of(population, kinds, noise, generator)
         stream = rng.stream("resamples", trial)
-        found = summarize(tables, names, stream, other=other, resamples=resamples, noise=noise)
+        try:
+            found = summarize(tables, names, stream, other=other, resamples=resamples, noise=noise)
+        except FairnessError:  # noise hides even how many rows there are
+            refused += 1
+            continue
+        resampled = found.resampled
         for what, which, covers in judged(found, truth):
             verdicts.setdefault((what, which), []).append(covers)
         shown += sum(not group.too_small for group in found.groups)
         if found.pair is not None:
             widths.append(found.pair.interval.high - found.pair.interval.low)
     return {
-        "resampled": found.resampled,
+        "resampled": resampled,
+        "refused": refused / trials,
         "groups_shown": shown / trials,
         "median_width_of_change": float(np.median(widths)) if widths else None,
         "coverage": pooled(verdicts, trials, always=True),

@@ -23,7 +23,7 @@ from typing import Any
 
 import _study as study
 import torch
-from _arguments import at_least, fraction
+from _arguments import at_least, fraction, results_file
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -176,7 +176,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=at_least(1), default=1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="ResNet-20, few repeats, no compiler")
-    parser.add_argument("--out", type=Path, required=True, help="results JSON to write")
+    parser.add_argument("--out", type=results_file, required=True, help="results JSON to write")
     return parser
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import _study as study
 import torch
-from _arguments import at_least, fraction
+from _arguments import at_least, fraction, results_file
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -149,7 +149,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=at_least(6), default=10)
     parser.add_argument("--threads", type=at_least(1), default=1)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True, help="results JSON to write")
+    parser.add_argument("--out", type=results_file, required=True, help="results JSON to write")
     return parser
 
 

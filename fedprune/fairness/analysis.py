@@ -70,8 +70,8 @@ def summarize(
         other_noise: the same for `other`.
 
     Raises:
-        FairnessError: if there are no rows, fewer than two groups have rows, names do not fit
-            the tables or an option is out of range.
+        FairnessError: if there are no rows, noise hides how many there are, fewer than two groups
+            have rows, names do not fit the tables or an option is out of range.
     """
     stack = stack_tables(tables, noisy=noise is not None)
     _check(stack.sum(axis=0), names, confidence, resamples, min_group, noise is not None)

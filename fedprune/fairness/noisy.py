@@ -18,6 +18,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprune.errors import FairnessError
 from fedprune.fairness.noise import TableNoise
 from fedprune.fairness.tables import CELLS, Counts
 
@@ -46,6 +47,21 @@ def decided_groups(
     total = noise.times(len(tables) * CELLS)
     known = math.sqrt(total.variance) <= MOST_VARIATION * rows
     return np.flatnonzero((rows - total.quantile(confidence) >= min_group) & known)
+
+
+def check_rows(tables: Counts, noise: TableNoise) -> None:
+    """Refuse tables whose noise hides how many rows they count: no ratio to them has an interval.
+
+    Raises:
+        FairnessError: if the number of rows is uncertain by more than a tenth.
+    """
+    rows = int(tables.sum())
+    deviation = math.sqrt(noise.times(tables.size).variance)
+    if deviation > MOST_VARIATION * rows:
+        raise FairnessError(
+            f"noise hides the rows that the tables count: about {max(0, rows):,} with a standard "
+            f"deviation of {deviation:,.0f}; figures need it to be at most a tenth of the rows"
+        )
 
 
 def effective_holders(tables: Counts, noise: TableNoise | None = None) -> Counts:

@@ -16,7 +16,12 @@ from fedprune.fairness.intervals import (
     wilson,
 )
 from fedprune.fairness.noise import TableNoise
-from fedprune.fairness.noisy import decided_groups, effective_holders, resample_noisy_records
+from fedprune.fairness.noisy import (
+    check_rows,
+    decided_groups,
+    effective_holders,
+    resample_noisy_records,
+)
 from fedprune.fairness.resampling import resample_clients, resample_records
 from fedprune.fairness.tables import Counts
 from fedprune.randomness import SimulationRandomness
@@ -139,6 +144,7 @@ def _draw_noisy_sample(
     rng: SimulationRandomness,
     noise: TableNoise,
 ) -> Sample:
+    check_rows(tables, noise)
     generator = rng.stream("fairness resamples").generator
     shown = decided_groups(tables, min_group, confidence, noise)
     holders = effective_holders(tables, noise)
@@ -164,7 +170,7 @@ def _draw_noisy_sample(
 def accuracies(counts: Counts | Floats) -> tuple[Floats, Floats]:
     """Dense and pruned accuracy of [..., 2, 2] counts: [...] each, NaN where there are no rows."""
     rows = counts.sum(axis=(-2, -1))
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):
         return counts[..., 1, :].sum(axis=-1) / rows, counts[..., :, 1].sum(axis=-1) / rows
 
 
@@ -196,13 +202,14 @@ def accuracy_interval(
         noise_variance: of the noise in each of the two counts.
     """
     rows = float(counts.sum())
+    raw = float(counts[1]) / rows
     right = min(rows, max(0.0, float(counts[1])))
     share = right / rows
     from_noise = noise_variance * ((1 - share) ** 2 + share**2) / rows**2
     normal = float(stats.norm.isf((1 - confidence) / 2))
     if not whole_clients:
         sampling = wilson(right, rows, confidence)
-        return _add_noise(sampling, share, normal * math.sqrt(from_noise))
+        return _add_noise(sampling, raw, normal * math.sqrt(from_noise))
     spread, total = share * (1 - share), float(np.nanvar(draws))
     variance = total - from_noise
     if noise_variance:  # the resamples hold the noise too, and rows vary at least binomially
@@ -212,16 +219,16 @@ def accuracy_interval(
     effective = spread / variance if spread > 0 and variance > 0 else float(independent)
     effective = min(rows, effective * (normal / student) ** 2)
     sampling = wilson(share * effective, effective, confidence)
-    return _add_noise(sampling, share, student * math.sqrt(from_noise))
+    return _add_noise(sampling, raw, student * math.sqrt(from_noise))
 
 
-def _add_noise(sampling: Interval, share: float, reach: float) -> Interval:
+def _add_noise(sampling: Interval, raw: float, reach: float) -> Interval:
     if reach == 0:
         return sampling
-    return Interval(
-        max(0.0, share - math.hypot(share - sampling.low, reach)),
-        min(1.0, share + math.hypot(sampling.high - share, reach)),
-    )
+    share = min(1.0, max(0.0, raw))
+    low = raw - math.hypot(share - sampling.low, reach)
+    high = raw + math.hypot(sampling.high - share, reach)
+    return Interval(min(share, max(0.0, low)), max(share, min(1.0, high)))
 
 
 def overall_change(sample: Sample) -> Change:

@@ -23,6 +23,7 @@ from fedprune.robustness.lipschitz import LipschitzBound, NamedBound, OpNorm, li
 from fedprune.robustness.local import LocalBounds, LocalCertifier, local_lipschitz
 from fedprune.robustness.margin_training import MarginLoss
 from fedprune.robustness.preference import Preference, prefer_smaller_bound
+from fedprune.robustness.ranges import check_range
 from fedprune.robustness.recalibration import (
     BatchNormSums,
     batch_norm_layers,
@@ -59,6 +60,7 @@ __all__ = [
     "certified_radii",
     "chain",
     "chain_bound",
+    "check_range",
     "convolution_norm",
     "direct_search",
     "explicit_matrix",

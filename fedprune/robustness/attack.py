@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedprune.errors import RobustnessError
 from fedprune.randomness import SimulationRandomness
 from fedprune.robustness.network import Std, input_scale
+from fedprune.robustness.ranges import Range, check_range
 
 INSIDE = 1 - 1e-9
 """Perturbations are shortened by this factor, so that rounding does not push them outside."""
@@ -44,6 +45,7 @@ def pgd(
     steps: int = 100,
     restarts: int = 10,
     input_std: Std | None = None,
+    input_range: Range | None = None,
     seed: int = 0,
 ) -> AttackResult:
     """Attack with projected gradient ascent on the logit margin (Madry et al., ICLR 2018).
@@ -56,12 +58,15 @@ def pgd(
         steps: gradient steps of length 2.5 radius / steps in each restart.
         restarts: the first starts at the input, the others at random points of the ball.
         input_std: [channels] of the normalisation in front of the model, or None.
+        input_range: lowest and highest value that the model's inputs can have, numbers or
+            [channels]; inputs must lie inside and are kept there. None: anywhere.
         seed: of the random starts.
 
     Raises:
-        RobustnessError: if shapes do not match or a radius is negative or not finite.
+        RobustnessError: if shapes do not match, a radius is negative or not finite, or an input
+            lies outside the range.
     """
-    search = _Search.of(model, inputs, labels, radii, input_std, seed)
+    search = _Search.of(model, inputs, labels, radii, input_std, input_range, seed)
     for restart in range(restarts):
         moved = search.random_start() if restart else torch.zeros_like(search.inputs)
         for _ in range(steps):
@@ -79,6 +84,7 @@ def direct_search(
     *,
     steps: int = 100,
     input_std: Std | None = None,
+    input_range: Range | None = None,
     seed: int = 0,
 ) -> AttackResult:
     """Attack by walking to the surface towards each class, then by random moves kept if good.
@@ -87,7 +93,7 @@ def direct_search(
     does; the random moves need no gradient and so are not fooled by flat regions. Arguments and
     errors as for `pgd`; `steps` counts the moves of either part.
     """
-    search = _Search.of(model, inputs, labels, radii, input_std, seed)
+    search = _Search.of(model, inputs, labels, radii, input_std, input_range, seed)
     for target in range(search.num_classes):
         moved = torch.zeros_like(search.inputs)
         for step in range(max(1, steps // 10)):
@@ -106,10 +112,10 @@ class _Search:
 
     def __init__(
         self, model: nn.Module, inputs: Tensor, labels: Tensor, radii: Tensor, factor: Tensor,
-        seed: int,
+        limits: tuple[Tensor, Tensor] | None, seed: int,
     ) -> None:  # fmt: skip
         self._model, self.inputs, self._labels = model, inputs, labels
-        self.radii, self._factor = radii, factor
+        self.radii, self._factor, self._limits = radii, factor, limits
         draw = SimulationRandomness(seed, "robustness", "attack").torch_seed()
         self._generator = torch.Generator().manual_seed(draw)
         with torch.no_grad():
@@ -120,7 +126,7 @@ class _Search:
     @classmethod
     def of(
         cls, model: nn.Module, inputs: Tensor, labels: Tensor, radii: Tensor, input_std: Std | None,
-        seed: int,
+        input_range: Range | None, seed: int,
     ) -> _Search:  # fmt: skip
         lengths = torch.as_tensor(radii, dtype=torch.float64)
         if len(inputs) == 0 or not (labels.shape == lengths.shape == inputs.shape[:1]):
@@ -133,24 +139,32 @@ class _Search:
         double = copy.deepcopy(model).to(device="cpu", dtype=torch.float64).eval()
         points = inputs.detach().to(device="cpu", dtype=torch.float64)
         factor = input_scale(input_std, tuple(points.shape))
-        ones = torch.ones(points.shape[1:], dtype=torch.float64)
-        return cls(double, points, labels.cpu(), lengths, ones if factor is None else factor, seed)
+        factor = torch.ones(points.shape[1:], dtype=torch.float64) if factor is None else factor
+        limits = None if input_range is None else check_range(points, input_range)
+        return cls(double, points, labels.cpu(), lengths, factor, limits, seed)
 
     def spread(self, values: Tensor) -> Tensor:
         return values.reshape(-1, *[1] * (self.inputs.ndim - 1))
 
     def project(self, moved: Tensor) -> Tensor:
         lengths = moved.flatten(1).norm(dim=1).clamp_min(1e-300)
-        return moved * self.spread((self.radii * INSIDE / lengths).clamp_max(1.0))
+        return self.inside(moved * self.spread((self.radii * INSIDE / lengths).clamp_max(1.0)))
 
     def to_surface(self, moved: Tensor) -> Tensor:
-        return _unit(moved) * self.spread(self.radii * INSIDE)
+        return self.inside(_unit(moved) * self.spread(self.radii * INSIDE))
+
+    def inside(self, moved: Tensor) -> Tensor:
+        """Keep the moved inputs in their range; no entry moves further than before."""
+        if self._limits is None:
+            return moved
+        point = torch.clamp(self.inputs + moved * self._factor, *self._limits)
+        return (point - self.inputs) / self._factor
 
     def random_start(self) -> Tensor:
         noise = torch.randn(self.inputs.shape, generator=self._generator, dtype=torch.float64)
         shares = torch.rand(len(noise), generator=self._generator, dtype=torch.float64)
         power = 1 / noise[0].numel()
-        return _unit(noise) * self.spread(self.radii * INSIDE * shares**power)
+        return self.inside(_unit(noise) * self.spread(self.radii * INSIDE * shares**power))
 
     def gradient(self, moved: Tensor, target: int | None = None) -> Tensor:
         """Gradient of (target or best other logit) minus the label's, by the perturbation."""

@@ -37,6 +37,9 @@ LOCAL_WORK = 5e9
 CERTIFICATE_WORK = 2e8
 """The same in a search for certified radii, which looks at many balls."""
 
+CERTIFICATE_VARIABLES = 400
+"""Inputs and undecided activations up to which LipSDP is applied in that search."""
+
 MAX_VARIABLES = 1500
 """Inputs and undecided activations up to which LipSDP is applied at a point."""
 
@@ -176,17 +179,19 @@ class LocalCertifier:
     def _least(self, regions: Regions, row: int, slope: float, work: float) -> Norm:
         """The least of the global bound, the enclosure of Jacobians, and LipSDP of what is left."""
         ways = [Norm(slope, ENCLOSURE), Norm(self.overall, OVERALL)]
-        remainder = self._remainder(self.network, regions, row, work)
+        remainder = self._remainder(self.network, regions, row, work, MAX_VARIABLES)
         ways += [] if remainder is None else [remainder]
         return min(ways, key=lambda norm: norm.value)
 
-    def _remainder(self, network: Network, regions: Regions, row: int, work: float) -> Norm | None:
+    def _remainder(
+        self, network: Network, regions: Regions, row: int, work: float, most: int
+    ) -> Norm | None:
         """LipSDP of what the ball leaves undecided, None where that is too much."""
         open_units = self.scale.numel() + sum(
             int(one.undecided[row].sum() if isinstance(one, Switches) else one.rival[row].sum())
             for one in regions.patterns.values()
         )
-        if open_units > MAX_VARIABLES:
+        if open_units > most:
             return None
         system = local_system(network, regions, row, self.scale)
         return Norm(slope_bound(system, work=work).value, REMAINDER)
@@ -204,10 +209,13 @@ class LocalCertifier:
         truth = self._labels(labels, len(points))
         return self._certified(points, truth, self._radii(len(points), radius))
 
-    def certified_radii(self, inputs: Tensor, labels: Tensor, largest: float) -> Floats:
+    def certified_radii(
+        self, inputs: Tensor, labels: Tensor, largest: float, *, halvings: int = HALVINGS
+    ) -> Floats:
         """Search [n] the largest radius up to `largest` at which each input is certified.
 
-        Every radius given back was certified itself; 0 where none was.
+        Every radius given back was certified itself; 0 where none was. The search halves the
+        interval `halvings` times.
         """
         points = self._checked(inputs)
         truth = self._labels(labels, len(points))
@@ -216,7 +224,7 @@ class LocalCertifier:
         sure = torch.from_numpy(self._certified(points, truth, top))
         known = torch.where(sure, top, known)
         above = top.clone()
-        for _ in range(HALVINGS):
+        for _ in range(halvings):
             left = ~sure
             if not bool(left.any()):
                 break
@@ -253,7 +261,7 @@ class LocalCertifier:
         here[labels[row]] = torch.inf
         if not bool((here > 0).all()):  # the point itself is not classified as its label
             return False
-        norm = self._remainder(self.body, regions, row, self.work)
+        norm = self._remainder(self.body, regions, row, self.work, CERTIFICATE_VARIABLES)
         if norm is None or not math.isfinite(norm.value):
             return False
         least = pairs.least_over_bound(exact, radii, torch.full_like(radii, norm.value))[row]

@@ -104,7 +104,8 @@ class Pairs:
     def _lengths(self) -> Tensor:
         """Lengths of the differences of rows, rounding of folded weights included."""
         lengths: Tensor = torch.linalg.vector_norm(self.weight, dim=2)
-        return lengths * SAFE + 64 * EPSILON * torch.linalg.vector_norm(self.size, dim=2) + FLOOR
+        sizes: Tensor = torch.linalg.vector_norm(self.size, dim=2)
+        return lengths * SAFE + 64 * EPSILON * sizes + FLOOR
 
     def _middle(self, features: Tensor) -> Tensor:
         return self._sum(self.weight, features) + self.bias

@@ -93,6 +93,8 @@ class Function(Operation):
     error: Rounding = field(default_factory=Rounding)
     keeps_entries: bool = False
     """True where the output is the input's entries in the same order (identity, flatten)."""
+    moves_entries: bool = False
+    """True where every output entry is an input entry or 0 (indexing, flips, upsampling)."""
 
     @property
     def kind(self) -> str:

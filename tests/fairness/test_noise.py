@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from scipy import stats
 
 from fedprune.errors import FairnessError
 from fedprune.fairness import TableNoise, clip_table, table_sensitivity
+from fedprune.privacy import DiscreteGaussian, DiscreteLaplace
+from fedprune.randomness import SimulationRandomness
 
 
 def pmf(kind: str, scale: float, reach: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -49,6 +52,22 @@ def test_samples_have_the_distribution_described(draws: int, scale: float) -> No
     assert drawn.var() == pytest.approx(noise.variance, rel=0.1)
     above = (drawn > noise.quantile(0.95)).mean()
     assert above <= 0.05 + 5 * np.sqrt(0.05 * 0.95 / drawn.size)
+
+
+@pytest.mark.parametrize("kind", ["discrete-laplace", "discrete-gaussian"])
+def test_the_description_fits_what_the_mechanisms_draw(kind: str) -> None:
+    drawn_by = {
+        "discrete-laplace": DiscreteLaplace(Fraction(2)),
+        "discrete-gaussian": DiscreteGaussian(Fraction(4)),  # of variance 4
+    }
+    drawn = drawn_by[kind].sample([SimulationRandomness(3)], 40_000)[0]
+    values, chances = pmf(kind, 2.0)
+    noise = TableNoise(kind, 2.0)
+    assert drawn.var() == pytest.approx(noise.variance, rel=0.05)
+    expected = dict(zip(values.tolist(), chances.tolist(), strict=True))
+    for value in range(-4, 5):
+        share, chance = (drawn == value).mean(), expected[value]
+        assert abs(share - chance) < 5 * np.sqrt(chance / 40_000)
 
 
 def test_noise_is_private_as_its_scale_and_sensitivity_say() -> None:

@@ -170,6 +170,10 @@ def test_clients_that_do_not_differ_have_no_variance_between_them() -> None:
     ("tables", "message"),
     [
         (np.full((40, 2, 2, 2), -1), "zero examples beyond their noise"),
+        (
+            np.full((40, 2, 2, 2), 1) * np.array([1, 0, 0])[np.arange(40) % 3][:, None, None, None],
+            "noise hides the rows",
+        ),
         (np.full((40, 2, 2, 2), 0.5), "whole numbers"),
         (np.full((40, 2, 2, 2), np.nan), "whole numbers"),
     ],

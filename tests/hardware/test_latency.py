@@ -35,7 +35,7 @@ def test_modes_and_threads_are_put_back_even_after_an_error() -> None:
             raise RuntimeError(f"no to {len(batch)}")
 
     threads, model = torch.get_num_threads(), Failing().train()
-    with pytest.raises(ModelError, match="failing cannot process .*: no to 1"):
+    with pytest.raises(ModelError, match=r"failing cannot process .*: no to 1"):
         hardware.latency({"failing": model}, torch.zeros(1, 2), threads=threads + 1)
     assert torch.get_num_threads() == threads
     assert model.training

@@ -18,6 +18,7 @@ from fedprune.errors import RobustnessError
 from fedprune.robustness import (
     Certifier,
     certified_accuracy,
+    certified_curve,
     certified_interval,
     certified_radii,
     direct_search,
@@ -281,3 +282,24 @@ def test_a_residual_network_keeps_its_head_in_the_certificate() -> None:
     certifier = Certifier.of(small_resnet(0), torch.zeros(1, 2, 8, 8))
     assert certifier.method == PAIRWISE
     assert certifier.split == "flatten" or certifier.split in certifier.network.steps
+
+
+def test_a_curve_is_certified_accuracy_and_its_interval_radius_by_radius() -> None:
+    radii = np.array([-1.0, 0.05, 0.1, 0.2, 0.4, 0.4])
+    at = (0.0, 0.1, 0.3)
+    standing = [radii > radius * 0.5 for radius in at]
+    curve = certified_curve(radii, at, survived=standing, confidence=0.9)
+    assert curve.certified == tuple(certified_accuracy(radii, radius) for radius in at)
+    for low, high, radius in zip(curve.low, curve.high, at, strict=True):
+        assert (low, high) == certified_interval(radii, radius, confidence=0.9)
+    assert curve.found_accurate == tuple(float(one.mean()) for one in standing)
+    assert (curve.examples, curve.confidence) == (6, 0.9)
+    assert certified_curve(radii, at).found_accurate is None
+
+
+def test_a_curve_refuses_an_attack_that_broke_a_certificate() -> None:
+    radii = np.array([0.2, 0.3])
+    with pytest.raises(RobustnessError, match="certificates are wrong"):
+        certified_curve(radii, [0.1], survived=[np.array([True, False])])
+    with pytest.raises(RobustnessError, match="one array"):
+        certified_curve(radii, [0.1], survived=[np.array([True])])

@@ -160,8 +160,9 @@ def test_bounds_in_pixels_hold_for_the_model_behind_its_normalisation(
 def test_folding_the_normalisation_is_tighter_than_multiplying_by_the_largest_factor() -> None:
     model = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.Flatten(), nn.Linear(128, 2)).eval()
     model[0].weight.data = torch.tensor([[1.0, 0.0], [0.0, 4.0]])[:, :, None, None]
-    plain = lipschitz(model, EXAMPLE, samples=0).upper
-    assert lipschitz(model, EXAMPLE, samples=0, input_std=(0.25, 1.0)).upper == pytest.approx(plain)
+    plain = lipschitz(model, EXAMPLE, samples=0, tighten=False).upper
+    folded = lipschitz(model, EXAMPLE, samples=0, input_std=(0.25, 1.0), tighten=False)
+    assert folded.upper == pytest.approx(plain)
 
 
 @pytest.mark.parametrize("name", ["lenet", "mlp", "resnet20", "resnet32"])
@@ -217,7 +218,7 @@ class _Merge(nn.Module):
 
 
 def refused() -> Iterator[tuple[nn.Module, str, str]]:
-    yield _Named(nn.LayerNorm(8)), "odd_one", "LayerNorm"
+    yield _Named(nn.Hardshrink()), "odd_one", "Hardshrink"
     yield _Named(nn.Softplus()), "odd_one", "Softplus"
     yield _Named(nn.BatchNorm1d(8, track_running_stats=False)), "odd_one", "BatchNorm1d"
     yield _Product(), "mul", "mul"

@@ -29,6 +29,7 @@ def script(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.import_module("resnet_half_macs")
     monkeypatch.setattr(module.data, "load", lambda *_, **__: replace(whole, **few))
     monkeypatch.setattr(module, "SCORED", 100)
+    monkeypatch.setattr(module, "RECALIBRATED_BATCH", 50)
     yield module
     for name in ("resnet_half_macs", "_central"):
         sys.modules.pop(name, None)

@@ -152,6 +152,18 @@ def test_a_wrong_option_is_one_sentence_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("name", WRONG)
+def test_a_place_where_nothing_can_be_written_is_refused_before_anything_is_measured(
+    name: str, study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path, tmp_path / "file" / "out.json"):
+        with pytest.raises(SystemExit) as stopped:
+            study(name).main(["--out", str(place)])
+        assert stopped.value.code == 2
+        assert f"{place}" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", WRONG)
 def test_help_names_every_option(
     name: str, study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,9 +43,8 @@ def moved(call: Call, name: str, function: Callable[[Tensor], Tensor]) -> Functi
         call.refuse("it mixes the examples of a batch")
     copies = int(torch.bincount(first, minlength=2)[1:].max())
     in_order = torch.equal(first, torch.arange(1, size + 1))
-    return Function(
-        name, function, Norm(_root(copies), "copies of an entry"), keeps_entries=in_order
-    )
+    norm = Norm(_root(copies), "copies of an entry")
+    return Function(name, function, norm, keeps_entries=in_order, moves_entries=True)
 
 
 def _root(count: int) -> float:
