@@ -19,6 +19,9 @@ def fairness_section(summary: Json, tables: Json | None) -> Section:
     if not fairness:
         words = "Groups were not evaluated: no count tables were collected in this run."
         return Section("fairness", "Fairness", notes=(Note("mind", words),))
+    if fairness.get("no_figure_because"):
+        words = f"Noise hides the figures: {say.text(fairness['no_figure_because'])}."
+        return Section("fairness", "Fairness", notes=(Note("mind", words),))
     groups = [group for group in say.list_of(fairness, "groups") if isinstance(group, Mapping)]
     confidence = say.number(fairness.get("confidence")) or 0.95
     plot = plot_groups(groups, confidence)

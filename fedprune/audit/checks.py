@@ -121,9 +121,9 @@ def _accuracy(evidence: Evidence) -> str | None:
     found = {"dense": counts[1].sum() / total, "pruned": counts[:, 1].sum() / total}
     if runs.tables_noised(evidence.config):
         found = runs.fairness_of_tables(stored)["accuracy"]
-        found = {key: found[key] for key in ("dense", "pruned")}
+        found = {key: found.get(key) for key in ("dense", "pruned")}
     claimed = {key: evidence.summary["accuracy"][key] for key in found}
-    return same("accuracy", claimed, {k: float(v) for k, v in found.items()})
+    return same("accuracy", claimed, {k: v if v is None else float(v) for k, v in found.items()})
 
 
 def _heard(evidence: Evidence) -> str | None:

@@ -299,8 +299,8 @@ def _factor(matrix: Floats) -> Floats | None:
 
 def _verified(system: SlopeSystem, multipliers: Floats) -> float:
     """Find the least bound for which the form (1) provably is positive definite."""
-    guess = _Certificate(system, multipliers).guess()
     certificate = _Certificate(system, multipliers)
+    guess = certificate.guess()
     margin = 1e-10
     while margin < 0.5 and guess > 0:
         square = guess * (1 - margin)

@@ -1,6 +1,6 @@
 """Upper bounds on the largest singular value of stacks of matrices that hold in floating point.
 
-Three ways, all in float64 (and a fourth, LDL^T in rational numbers, in the tests):
+Three ways, all in float64; the tests check them in exact rational arithmetic:
 
 * SVD. LAPACK's computed singular values satisfy |computed - true| <= p(m, n) eps sigma_max with a
   modest polynomial p (LAPACK Users' Guide, section 4.9); the allowance here is p = 32 max(m, n).

@@ -12,7 +12,7 @@ import numpy as np
 from fedprune import config as configuration
 from fedprune import fairness, robustness
 from fedprune.config import Config
-from fedprune.errors import UnsupportedOpError
+from fedprune.errors import FairnessError, UnsupportedOpError
 from fedprune.privacy import Ledger
 from fedprune.randomness import SimulationRandomness
 from fedprune.runs.availability import TRACE
@@ -114,7 +114,20 @@ def ledger_contradiction(folder: RunFolder) -> str | None:
 
 
 def fairness_of_tables(stored: JsonDict) -> JsonDict:
-    """Compute the fairness summary from the content of tables.json."""
+    """Compute the fairness summary from the content of tables.json.
+
+    Where clients' noise hides even how many rows there are, there is no figure, and
+    `no_figure_because` says so.
+    """
+    try:
+        return _fairness_of_tables(stored)
+    except FairnessError as error:
+        if "noise" not in stored:
+            raise
+        return {"no_figure_because": str(error), "accuracy": {}, "noise": stored["noise"]}
+
+
+def _fairness_of_tables(stored: JsonDict) -> JsonDict:
     return fairness.summarize(
         np.array(stored["test"], dtype=np.int64),
         stored["names"],

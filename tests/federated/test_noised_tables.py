@@ -118,6 +118,16 @@ def test_at_client_level_a_table_counts_few_rows_of_a_client(tmp_path: Path) -> 
     assert tables.reshape(10, -1).sum(axis=1).mean() == pytest.approx(5, abs=2)
 
 
+def test_a_run_whose_noise_hides_everything_ends_and_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    drowned = ["evaluate.table_unit=client", "evaluate.table_epsilon=0.05", "data.clients=40"]
+    summary = run_small(out, [*NOISED, *drowned])
+    assert summary["fairness"]["no_figure_because"]
+    assert summary["accuracy"] == dict.fromkeys(summary["accuracy"])
+    assert audit.audit(out).holds
+    assert "Noise hides the figures" in audit.write_report(out).read_text()
+
+
 class Deployed:
     """One deployed client with its own ledger and its own word on tables."""
 
