@@ -64,6 +64,12 @@ def check_together(config: Config, source: str) -> None:
             "engine.precision must be 'float32' with engine.deterministic = true, got "
             f"{config.engine.precision!r} ({source})"
         )
+    if config.train.margin_radius and config.train.private != "off":
+        raise ConfigError(
+            "train.margin_radius must be 0 with DP-SGD, whose gradients are those of single "
+            f"examples, got {config.train.margin_radius} with train.private = "
+            f"{config.train.private!r} ({source})"
+        )
     noise = config.train.noise_multiplier
     if noise and not LEAST_NOISE_MULTIPLIER <= noise <= LARGEST_NOISE_MULTIPLIER:
         raise ConfigError(

@@ -137,6 +137,7 @@ class TrainConfig(_Table):
     for a client that takes part in all of them, or a `noise_multiplier` of its own (0: from the
     target). Each step samples every record with probability `sample_rate`. Over a series of rounds
     the learning rate follows `decay`, which starts anew after every step of pruning.
+    A `margin_radius` above 0 trains for certificates at that l2 radius (GloRo, Leino et al. 2021).
     """
 
     rounds: Count = 40
@@ -149,6 +150,7 @@ class TrainConfig(_Table):
     decay: Literal["constant", "cosine", "linear", "step"] = "cosine"
     momentum: Momentum = 0.9
     weight_decay: NonNegative = 0.0
+    margin_radius: NonNegative = 0.0
     private: Literal["off", "fine-tune", "all"] = "off"
     dp_epsilon: Positive = 8.0
     dp_delta: Annotated[float, Field(gt=0, lt=0.1, description="a number in (0, 0.1)")] = 1e-5

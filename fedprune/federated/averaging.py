@@ -98,6 +98,8 @@ def _round(
     counterfactual: bool,
 ) -> tuple[Architecture, Tensor, JsonDict]:
     kind, settings = _how(experiment, held, round_name, learning_rate)
+    radius = _margin_radius(experiment.config, round_name)
+    settings = {**settings, "margin_radius": radius} if radius else settings
     question = experiment.question(round_name, held, settings, counterfactual=counterfactual)
     weights, told = average(experiment, kind, question, participants(experiment.config, round_name))
     return held.architecture, weights, told
@@ -118,6 +120,16 @@ def _how(
         "momentum": train.momentum,
         "weight_decay": train.weight_decay,
     }
+
+
+def _margin_radius(config: Config, round_name: str) -> float:
+    """The radius of a round's loss; it grows from 0 over the first half of the dense training.
+
+    The full one from the first step on can keep a network that knows nothing yet at chance.
+    """
+    radius, total = config.train.margin_radius, config.train.rounds
+    stage, _, number = round_name.rpartition("-")
+    return radius * min(1.0, 2 * int(number) / total) if stage == "train" else radius
 
 
 def is_private_round(config: Config, round_name: str) -> bool:

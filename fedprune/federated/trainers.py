@@ -6,8 +6,11 @@ import threading
 from collections import OrderedDict
 from functools import lru_cache
 
-from fedprune.federated.training import Trainer
+import torch
+
+from fedprune.federated.training import LocalTraining, Trainer
 from fedprune.federated.trial import Traits, traits_of
+from fedprune.robustness import MarginLoss
 from fedprune.runs import Architecture
 
 _KEPT_ARCHITECTURES = 4
@@ -42,3 +45,19 @@ class Trainers:
 def traits(architecture: Architecture) -> Traits:
     """Find out what training a network takes, once a process."""
     return traits_of(architecture.build()[0], architecture.input_shape)
+
+
+def margins(architecture: Architecture, how: LocalTraining) -> MarginLoss | None:
+    """The loss that a round wants instead of cross-entropy, made once a process.
+
+    The first call traces the network, which must not happen beside other threads' passes.
+    """
+    if not how.margin_radius > 0:
+        return None
+    return _margins(architecture, how.margin_radius, tuple(how.input_std))
+
+
+@lru_cache(maxsize=16)
+def _margins(architecture: Architecture, radius: float, std: tuple[float, ...]) -> MarginLoss:
+    example = torch.zeros(1, *architecture.input_shape)
+    return MarginLoss(architecture.build()[0], example, radius, input_std=std or None)

@@ -7,7 +7,9 @@ so that the same client gets the same bits wherever it is trained.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -16,17 +18,44 @@ from torch import Tensor, nn
 
 from fedprune.errors import ModelError, RunError
 from fedprune.federated.trial import Traits
+from fedprune.robustness import MarginLoss
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """How a client trains in one round."""
+    """How a client trains in one round.
+
+    With a `margin_radius` above 0 the loss is `robustness.MarginLoss` at that radius, in units of
+    the unnormalised input, whose channels were divided by `input_std` (none: they were not).
+    """
 
     epochs: int
     batch_size: int
     learning_rate: float
     momentum: float
     weight_decay: float
+    margin_radius: float = 0.0
+    input_std: Sequence[float] = ()
+
+
+class _Margins:
+    """A loss with margins for one network; each client's begins where the round's weights do."""
+
+    def __init__(self, model: nn.Module, loss: MarginLoss) -> None:
+        self.made_from, self._weights = loss, torch.zeros(0)
+        self._loss = loss.bound_to(model)
+        self._vectors = self._loss.vectors
+
+    def at(self, weights: Tensor) -> Loss:
+        """The loss as it begins at these weights, which the network has now."""
+        if torch.equal(self._weights, weights):
+            self._loss.resume(self._vectors)
+        else:
+            self._loss.restart()
+            self._weights, self._vectors = weights.clone(), self._loss.vectors
+        return self._loss
 
 
 class Trainer:
@@ -51,6 +80,7 @@ class Trainer:
         self._others = [
             (buffer, buffer.clone()) for buffer in model.buffers() if buffer.data_ptr() not in kept
         ]
+        self._margins: _Margins | None = None
 
     def train(
         self,
@@ -59,15 +89,23 @@ class Trainer:
         labels: Tensor,
         how: LocalTraining,
         generator: np.random.Generator,
+        margins: MarginLoss | None = None,
     ) -> float:
         """Start from `weights` [size] and train on one client's rows, as `train_locally` does.
+
+        With `margins`, made for the same architecture, the loss is that instead of cross-entropy.
 
         Raises:
             RunError: if the weights are not the network's.
             ModelError: if the loss is not finite.
         """
         self._load(weights)
-        return train_locally(self.model, inputs, labels, how, generator, self.traits)
+        loss_of: Loss = nn.functional.cross_entropy
+        if margins is not None:
+            if self._margins is None or self._margins.made_from is not margins:
+                self._margins = _Margins(self.model, margins)
+            loss_of = self._margins.at(weights)
+        return train_locally(self.model, inputs, labels, how, generator, self.traits, loss_of)
 
     def read(self, out: Tensor | None = None) -> Tensor:
         """Give the weights as one vector [size] float32, into `out` if it is given."""
@@ -95,6 +133,7 @@ def train_locally(
     how: LocalTraining,
     generator: np.random.Generator,
     traits: Traits | None = None,
+    loss_of: Loss = nn.functional.cross_entropy,
 ) -> float:
     """Train `model` in place on one client's rows.
 
@@ -105,9 +144,10 @@ def train_locally(
         how: epochs, batch size, step size.
         generator: decides the order of the rows, and what the network itself draws.
         traits: what a trial of the network found; without it nothing is assumed.
+        loss_of: the mean loss of logits [n, classes] with labels [n].
 
     Returns:
-        Mean cross-entropy over the last epoch, before each of its steps.
+        Mean loss over the last epoch, before each of its steps.
 
     Raises:
         ModelError: if the loss is not finite.
@@ -116,11 +156,16 @@ def train_locally(
     with torch.random.fork_rng(devices=[], enabled=traits.draws):
         if traits.draws:
             torch.default_generator.manual_seed(int(generator.integers(0, 2**63)))
-        return _descend(model, _Rows(inputs, labels, traits.channels_last), how, generator)
+        rows = _Rows(inputs, labels, traits.channels_last)
+        return _descend(model, rows, how, generator, loss_of)
 
 
 def _descend(
-    model: nn.Module, rows: _Rows, how: LocalTraining, generator: np.random.Generator
+    model: nn.Module,
+    rows: _Rows,
+    how: LocalTraining,
+    generator: np.random.Generator,
+    loss_of: Loss,
 ) -> float:
     _set_mode(model, len(rows))
     steps = _Sgd([p for p in model.parameters() if p.requires_grad], how)
@@ -129,7 +174,7 @@ def _descend(
         total = 0.0
         for batch in _batches(len(rows), how.batch_size, generator):
             inputs, labels = rows.batch(batch)
-            loss = nn.functional.cross_entropy(model(inputs), labels)
+            loss = loss_of(model(inputs), labels)
             steps.clear()
             loss.backward()  # type: ignore[no-untyped-call]
             steps.step()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from fedprune.federated.answering import send_unprotected
 from fedprune.federated.answers import Answers, Outcomes
 from fedprune.federated.messages import Question
 from fedprune.federated.station import RowSource, Station, threads
-from fedprune.federated.trainers import Trainers, traits
+from fedprune.federated.trainers import Trainers, margins, traits
 from fedprune.federated.training import LocalTraining
 from fedprune.federated.workers import (
     ClientFailedError,
@@ -65,11 +65,28 @@ def answer_train(station: Station, question: Question, clients: Sequence[int]) -
         learning_rate=question.number("learning_rate", 0.0),
         momentum=question.number("momentum", 0.0),
         weight_decay=question.number("weight_decay", 0.0),
+        **_margins(station, question),
     )
     done = _in_workers(station, question, how, clients)
     rest = {place: client for place, client in enumerate(clients) if place not in done}
     done |= _here(station, question, how, rest)
     return _sent(station, question, clients, [done[place] for place in range(len(clients))])
+
+
+class _Margins(TypedDict, total=False):
+    margin_radius: float
+    input_std: Sequence[float]
+
+
+def _margins(station: Station, question: Question) -> _Margins:
+    """What a loss with margins needs; nothing where none is asked for."""
+    if "margin_radius" not in question.settings:
+        return {}
+    std = station.dataset.schema.input_std
+    return {
+        "margin_radius": question.number("margin_radius", 0.0),
+        "input_std": () if std is None else tuple(std),
+    }
 
 
 def _in_workers(
@@ -116,6 +133,7 @@ def _here(
     workers = open_workers()
     most = cores() if workers is None else workers.settings.count
     at_once = 1 if traits(question.architecture).draws else most
+    margins(question.architecture, how)  # made before there are threads
     begun = time.monotonic()
     with (
         threads(torch.get_num_threads()),
@@ -133,7 +151,8 @@ def _train_one(station: Station, question: Question, how: LocalTraining, client:
     trainer = _TRAINERS.take(question.architecture)
     try:
         inputs, labels = source.batch(0, len(source))
-        loss = trainer.train(question.weights, inputs, labels, how, order)
+        loss_of = margins(question.architecture, how)
+        loss = trainer.train(question.weights, inputs, labels, how, order, loss_of)
     except FedpruneError as error:
         return error
     except Exception as error:

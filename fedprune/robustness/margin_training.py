@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,7 +44,9 @@ WARM_UP = 15
 class _Layer:
     """An affine step: the module whose weights are live, and the batch norm after it, if any."""
 
+    name: str
     module: nn.Module
+    after_name: str
     after: nn.Module | None
 
 
@@ -104,9 +107,44 @@ class MarginLoss:
         self._input_bound = 1.0 if scale is None else float(scale.abs().max())
         self._head = network.head
         self._vectors: dict[str, Tensor] = {}
-        for _ in range(WARM_UP):
-            with torch.no_grad():
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the vectors and find them anew for the present weights.
+
+        What follows then depends on those weights alone, not on what was trained before.
+        """
+        self._vectors = {}
+        with torch.no_grad():
+            for _ in range(WARM_UP):
                 self.body_bound()
+
+    def bound_to(self, model: nn.Module) -> MarginLoss:
+        """The same loss for another object of the same architecture, without tracing it again.
+
+        Tracing may not run beside other threads' passes; this may.
+        """
+        made = copy.copy(self)
+        made._layers = {
+            name: _Layer(
+                layer.name,
+                model.get_submodule(layer.name),
+                layer.after_name,
+                model.get_submodule(layer.after_name) if layer.after_name else None,
+            )
+            for name, layer in self._layers.items()
+        }
+        made._like, made._vectors = next(iter(model.parameters())), dict(self._vectors)
+        return made
+
+    @property
+    def vectors(self) -> Mapping[str, Tensor]:
+        """Where the power iteration stands; give it to `resume` to go on from there again."""
+        return dict(self._vectors)
+
+    def resume(self, vectors: Mapping[str, Tensor]) -> None:
+        """Go on from where `vectors` was read, such as after weights were put back."""
+        self._vectors = dict(vectors)
 
     def __call__(self, logits: Tensor, labels: Tensor, *, radius: float | None = None) -> Tensor:
         """Give the mean loss of a batch, to be minimised.
@@ -197,7 +235,9 @@ def _layers(model: nn.Module, network: Network) -> dict[str, _Layer]:
                 f"the weights at node {name!r} do not belong to a layer of their own, so that "
                 f"margin training cannot follow them"
             )
-        layers[name] = _Layer(module, _folded(model, nodes[name], network))
+        own, after_name = str(nodes[name].target), _folded(model, nodes[name], network)
+        after = model.get_submodule(after_name) if after_name else None
+        layers[name] = _Layer(own, module, after_name, after)
     return layers
 
 
@@ -214,13 +254,13 @@ def _module_of(model: nn.Module, node: fx.Node | None) -> nn.Module | None:
     return model.get_submodule(str(node.target))
 
 
-def _folded(model: nn.Module, node: fx.Node, network: Network) -> nn.Module | None:
-    """The batch norm that alone reads a layer and is not a step of its own."""
+def _folded(model: nn.Module, node: fx.Node, network: Network) -> str:
+    """Name the batch norm that alone reads a layer and is not a step of its own; "" without."""
     if len(node.users) != 1:
-        return None
+        return ""
     reader = next(iter(node.users))
-    module = _module_of(model, reader)
-    return module if _is_batch_norm(module) and reader.name not in network.steps else None
+    folded = _is_batch_norm(_module_of(model, reader)) and reader.name not in network.steps
+    return str(reader.target) if folded else ""
 
 
 def _is_batch_norm(module: nn.Module | None) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedprune import pruning, runs
+from fedprune import pruning, robustness, runs
 from fedprune.config import Config
 from fedprune.data import Dataset, Schema
 from fedprune.errors import PruningError
@@ -106,6 +106,9 @@ def plan(
     layout = architecture.dense_layout
     model = initial_model(config, schema)
     _check_budget(config, layout)
+    if config.train.margin_radius:  # refuses a network that margins cannot be trained for
+        example = torch.zeros(1, *schema.input_shape)
+        robustness.MarginLoss(model, example, config.train.margin_radius)
     keep = _first_keep(config, layout)
     answer = answer_of(config, len(layout), keep)
     prediction = answer.prediction(keep)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedprune.data.rows import Rows, Scaling
 from fedprune.errors import FedpruneError
-from fedprune.federated.trainers import Trainers
+from fedprune.federated.trainers import Trainers, margins
 from fedprune.federated.training import LocalTraining, Trainer
 from fedprune.federated.workers.channel import Channel, Frame
 from fedprune.federated.workers.memory import Block, open_shared
@@ -101,7 +101,12 @@ class _Worker:
         random = SimulationRandomness(job.seed, *job.labels, task["client"])
         trainer = job.trainer
         loss = trainer.train(
-            job.weights, rows.inputs(index), rows.targets(index), job.how, random.generator
+            job.weights,
+            rows.inputs(index),
+            rows.targets(index),
+            job.how,
+            random.generator,
+            margins(job.architecture, job.how),
         )
         slot = replies.array(np.float32, (trainer.size,), task["slot"] * trainer.size * 4)
         trainer.read(torch.from_numpy(slot))
