@@ -24,7 +24,9 @@ from fedprune.runs import LATENCY, RunFolder, latency_table
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table of this machine with made-up times: what is tested must not depend on the machine."""
     path = tmp_path_factory.mktemp("times") / "table.json"
-    done = CliRunner().invoke(app, ["latency", "--out", str(path), "--repeats", "1", "--json"])
+    done = CliRunner().invoke(
+        app, ["latency", "--set", "model.name=mlp", "--out", str(path), "--repeats", "1", "--json"]
+    )
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["table"] == str(path)
     found = LatencyTable.load(path)

@@ -39,7 +39,7 @@ def _no_open_stations() -> Iterator[None]:
 
 def test_a_run_asks_for_two_tables_and_says_what_they_cost(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    summary = run_small(out, [*NOISED, "evaluate.table_epsilon=0.5", "data.clients=20"])
+    summary = run_small(out, [*NOISED, "evaluate.table_epsilon=2", "data.clients=20"])
     with Ledger.open(out / "ledger.sqlite", read_only=True) as ledger:
         found = [e for e in ledger.entries() if e.kind == "record-table" and e.stage == STORED]
     assert sorted({e.round for e in found}) == ["pair-tables", "tables"]
@@ -47,7 +47,7 @@ def test_a_run_asks_for_two_tables_and_says_what_they_cost(tmp_path: Path) -> No
     assert {e.relation for e in found} == {ADD_REMOVE_RECORD}
     totals = {one["relation"]: one for one in summary["privacy"]["totals"]}
     assert totals[REPLACEMENT]["epsilon"] == 4.0
-    assert totals[ADD_REMOVE_RECORD]["epsilon"] == 5.0  # the report counts for a record too
+    assert totals[ADD_REMOVE_RECORD]["epsilon"] == 8.0  # the report counts for a record too
     assert "record-table" in totals[ADD_REMOVE_RECORD]["covers"]
     assert any("noised count tables" in words for words in summary["privacy"]["not_covered"])
     assert summary["privacy"]["statement"].startswith("epsilon = 4,")

