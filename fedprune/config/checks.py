@@ -18,6 +18,37 @@ def check_together(config: Config, source: str) -> None:
     Raises:
         ConfigError: naming the keys, what they may be and the source.
     """
+    _check_prune(config, source)
+    asked = config.prune.steps * config.privacy.phases
+    if asked > config.data.clients:
+        raise ConfigError(
+            f"prune.steps x privacy.phases must be at most data.clients = {config.data.clients}, "
+            f"since every client answers once only, got {config.prune.steps} x "
+            f"{config.privacy.phases} ({source})"
+        )
+    _check_trust(config.privacy, config.data.clients // asked, source)
+    if config.engine.deterministic and config.engine.precision != "float32":
+        raise ConfigError(
+            "engine.precision must be 'float32' with engine.deterministic = true, got "
+            f"{config.engine.precision!r} ({source})"
+        )
+    if config.train.margin_radius and config.train.private != "off":
+        raise ConfigError(
+            "train.margin_radius must be 0 with DP-SGD, whose gradients are those of single "
+            f"examples, got {config.train.margin_radius} with train.private = "
+            f"{config.train.private!r} ({source})"
+        )
+    noise = config.train.noise_multiplier
+    if noise and not LEAST_NOISE_MULTIPLIER <= noise <= LARGEST_NOISE_MULTIPLIER:
+        raise ConfigError(
+            f"train.noise_multiplier must be 0 or in [{LEAST_NOISE_MULTIPLIER:g}, "
+            f"{LARGEST_NOISE_MULTIPLIER:g}], got {noise!r} ({source})"
+        )
+    _check_criterion(config, source)
+    _check_availability(config, source)
+
+
+def _check_prune(config: Config, source: str) -> None:
     keeps = [f"prune.{key}" for key in KEEP_KEYS if getattr(config.prune, key) is not None]
     if len(keeps) != 1:
         found = " and ".join(keeps) if keeps else "none"
@@ -51,33 +82,6 @@ def check_together(config: Config, source: str) -> None:
         raise ConfigError(
             f"prune.steps must be at least 2 with prune.regrow = true, got 1 ({source})"
         )
-    asked = config.prune.steps * config.privacy.phases
-    if asked > config.data.clients:
-        raise ConfigError(
-            f"prune.steps x privacy.phases must be at most data.clients = {config.data.clients}, "
-            f"since every client answers once only, got {config.prune.steps} x "
-            f"{config.privacy.phases} ({source})"
-        )
-    _check_trust(config.privacy, config.data.clients // asked, source)
-    if config.engine.deterministic and config.engine.precision != "float32":
-        raise ConfigError(
-            "engine.precision must be 'float32' with engine.deterministic = true, got "
-            f"{config.engine.precision!r} ({source})"
-        )
-    if config.train.margin_radius and config.train.private != "off":
-        raise ConfigError(
-            "train.margin_radius must be 0 with DP-SGD, whose gradients are those of single "
-            f"examples, got {config.train.margin_radius} with train.private = "
-            f"{config.train.private!r} ({source})"
-        )
-    noise = config.train.noise_multiplier
-    if noise and not LEAST_NOISE_MULTIPLIER <= noise <= LARGEST_NOISE_MULTIPLIER:
-        raise ConfigError(
-            f"train.noise_multiplier must be 0 or in [{LEAST_NOISE_MULTIPLIER:g}, "
-            f"{LARGEST_NOISE_MULTIPLIER:g}], got {noise!r} ({source})"
-        )
-    _check_criterion(config, source)
-    _check_availability(config, source)
 
 
 def _check_trust(privacy: PrivacyConfig, cohort: int, source: str) -> None:
