@@ -12,10 +12,10 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
+from _arguments import results_file
 from _study_pictures import COLOURS, curve, label, panels
 from _study_results import finish, interval, machine, spread, tell, versions
 from numpy.typing import NDArray
@@ -101,7 +101,9 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     )
     made.add_argument("--small", action="store_true", help="under two minutes on one core")
     made.add_argument("--seed", type=int, default=1, help="of the first repetition")
-    made.add_argument("--out", type=Path, required=True, help="results JSON; a .png comes beside")
+    made.add_argument(
+        "--out", type=results_file, required=True, help="results JSON; a .png comes beside"
+    )
     return made
 
 

@@ -15,14 +15,17 @@ the dense one, pass by pass in turns: the median share of the dense time, with a
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import _study as study
 import torch
+from _arguments import at_least, fraction
 from matplotlib.figure import Figure
 
 from fedprune import hardware, models, pruning
+from fedprune.errors import FedpruneError
 
 SIDES = {"resnet20": 32, "resnet56": 32}  # others are torchvision's, at --side pixels
 BUDGETS = ("keep_macs", "keep_latency")
@@ -118,23 +121,35 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def main() -> None:
-    """Measure every network at every batch size; write JSON and picture."""
+def options() -> argparse.ArgumentParser:
+    """The command line."""
     parser = study.parser(__doc__)
     parser.add_argument("--models", nargs="+", default=["resnet20", "resnet56", "mobilenet_v2"])
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 64])
-    parser.add_argument("--keeps", nargs="+", type=float, default=[0.8, 0.65, 0.5])
-    parser.add_argument("--side", type=int, default=64, help="pixels of torchvision's networks")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=200, help="turns at batch 1; a quarter else")
-    arguments = parser.parse_args()
+    parser.add_argument("--batch-sizes", nargs="+", type=at_least(1), default=[1, 64])
+    parser.add_argument("--keeps", nargs="+", type=fraction, default=[0.8, 0.65, 0.5])
+    parser.add_argument(
+        "--side", type=at_least(1), default=64, help="pixels of torchvision's networks"
+    )
+    parser.add_argument("--threads", type=at_least(1), default=1)
+    parser.add_argument(
+        "--repeats", type=at_least(6), default=200, help="turns at batch 1; a quarter else"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure every network at every batch size; write JSON and picture."""
+    arguments = options().parse_args(argv)
     if arguments.small:
         arguments.models, arguments.repeats = ["resnet20"], min(arguments.repeats, 40)
-    found = [
-        measure(name, batch_size, arguments)
-        for name in arguments.models
-        for batch_size in arguments.batch_sizes
-    ]
+    try:
+        found = [
+            measure(name, batch_size, arguments)
+            for name in arguments.models
+            for batch_size in arguments.batch_sizes
+        ]
+    except FedpruneError as error:
+        raise SystemExit(str(error)) from None
     names = ("models", "batch_sizes", "keeps", "side", "threads", "repeats")
     config = {name: getattr(arguments, name) for name in names}
     study.tell(__doc__, arguments, config, {"networks": found}, draw)

@@ -5,6 +5,7 @@ value of the wrong type or out of range, and a contradiction between keys are re
 sentence that names the key, the value, what is allowed and where it was written.
 """
 
+from fedprune.config.checks import MAY_BE_NEGATIVE
 from fedprune.config.reading import from_flat, load, parse, to_flat, to_toml
 from fedprune.config.tables import (
     KEEP_KEYS,
@@ -28,6 +29,7 @@ __all__ = [
     "KEEP_KEYS",
     "LARGEST_NOISE_MULTIPLIER",
     "LEAST_NOISE_MULTIPLIER",
+    "MAY_BE_NEGATIVE",
     "AvailabilityConfig",
     "Config",
     "DataConfig",

@@ -119,6 +119,7 @@ def _check_trust(privacy: PrivacyConfig, cohort: int, source: str) -> None:
 
 
 _WITHOUT_RECORDS = ("random", "linear_logits_signed")  # no bounded sum of records has them
+MAY_BE_NEGATIVE = ("linear_logits_signed",)
 _FLOAT32_ONLY = ("taylor_weights", "oracle")
 
 
@@ -133,6 +134,19 @@ def _check_criterion(config: Config, source: str) -> None:
     if config.engine.precision != "float32" and criterion in _FLOAT32_ONLY:
         raise ConfigError(
             f"engine.precision must be 'float32' with prune.criterion = {criterion!r}, got "
+            f"{config.engine.precision!r} ({source})"
+        )
+    if config.prune.group_scores == "off":
+        return
+    if config.privacy.trust == "record" or criterion in MAY_BE_NEGATIVE:
+        raise ConfigError(
+            "prune.group_scores must be 'off' with privacy.trust = 'record', whose sums are of "
+            f"records, and with prune.criterion = {MAY_BE_NEGATIVE[0]!r}, which may be negative, "
+            f"got {config.prune.group_scores!r} ({source})"
+        )
+    if config.engine.precision != "float32":
+        raise ConfigError(
+            "engine.precision must be 'float32' with prune.group_scores, got "
             f"{config.engine.precision!r} ({source})"
         )
 

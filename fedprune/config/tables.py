@@ -53,6 +53,8 @@ class ModelConfig(_Table):
 class PruneConfig(_Table):
     """What is scored, how much stays and in how many steps.
 
+    With `group_scores` a client scores each group of its rows (`data.groups`) by itself and reports
+    on the worst group's score of a unit, or on the largest share of any group's importance.
     Units compete with all others (`scope` global), with those of their own layer, or with those of
     layers of the same structure (isomorphic; Fang et al. 2024). Every layer keeps `floor` units at
     least, and a multiple of `round_to`. `keep_latency` is a fraction of the time that
@@ -83,6 +85,7 @@ class PruneConfig(_Table):
         "linear_logits_all",
         "oracle",
     ] = "taylor"
+    group_scores: Literal["off", "worst", "share"] = "off"
     keep_units: Fraction01 | None = None
     keep_macs: Fraction01 | None = None
     keep_params: Fraction01 | None = None

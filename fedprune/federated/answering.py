@@ -27,6 +27,7 @@ from fedprune.errors import (
 from fedprune.federated.answers import Answers, Outcomes, Rows
 from fedprune.federated.answers import Outcome as Outcome
 from fedprune.federated.content_hash import RECEIPT, content_hash
+from fedprune.federated.group_scores import GroupScores
 from fedprune.federated.messages import Question
 from fedprune.federated.station import Station
 from fedprune.privacy import CohortAnswer, Entry, Granted, Memoised
@@ -70,6 +71,7 @@ def check_scorable(station: Station, question: Question, criterion: str = "taylo
     schema = station.dataset.schema
     inputs = torch.randn(2, *schema.input_shape, generator=torch.Generator().manual_seed(0))
     try:
+        GroupScores.check(question, schema, criterion)
         model, layout = question.architecture.build()
         load_weights_vector(model, question.weights)
         for probe in (inputs, torch.zeros_like(inputs)):

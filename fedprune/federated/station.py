@@ -23,6 +23,7 @@ from fedprune.errors import (
     LayoutMismatchError,
     RefusedInDeploymentError,
 )
+from fedprune.federated.group_scores import GroupScores
 from fedprune.federated.kept import KeptOfRows, array_digest
 from fedprune.federated.kept_scores import KeptScores
 from fedprune.federated.messages import Question, model_digest
@@ -171,7 +172,8 @@ class Station:
 
         Scores of the latest model are kept, so that baselines on the same model cost nothing.
         """
-        key = f"{question.model_digest} {question.text('criterion')} {self._precision(question)}"
+        how = (question.text("criterion"), self._precision(question), GroupScores.asked(question))
+        key = f"{question.model_digest} {how}"
         return self._scores.get(key, clients, lambda missing: self._computed(question, missing))
 
     def _precision(self, question: Question) -> str:
@@ -186,7 +188,10 @@ class Station:
 
     def _score(self, question: Question, clients: Sequence[int]) -> Tensor:
         places, owners = self.cohort_index(clients, "train")
-        ids = np.asarray(clients)[owners]
+        ids, grouped = np.asarray(clients)[owners], GroupScores.asked(question)
+        if grouped is not None:
+            column = self.dataset.train.group(grouped.groups)
+            ids = grouped.ids(ids, column.codes[places], len(column.names))
         count = 1 if self.deterministic else torch.get_num_threads()
         criterion, precision = question.text("criterion"), self._precision(question)
 
@@ -195,7 +200,7 @@ class Station:
             load_weights_vector(model, question.weights)
             source = RowSource(self.dataset.train, places)
             with threads(count):
-                return pruning.score_clients(
+                scores = pruning.score_clients(
                     model,
                     layout,
                     source,
@@ -205,11 +210,14 @@ class Station:
                     seed=question.seed,
                     precision=precision,
                 )
+            if grouped is None:
+                return scores
+            return grouped.combine(scores, ids, len(column.names))
 
         if self.memory is None:
             return compute()
         batch = array_digest(places, ids, np.asarray(clients))
-        how = (question.model_digest, criterion, question.seed, count, precision, batch)
+        how = (question.model_digest, criterion, question.seed, count, precision, grouped, batch)
         return self.memory.get(("scores", *how), compute, lambda found: found.nbytes)
 
     def correct(

@@ -43,11 +43,15 @@ def schedule(experiment: Experiment) -> list[tuple[Step, float]]:
 
 def task(experiment: Experiment, fingerprint: str, step: Step) -> Mapping[str, str | float]:
     """What clients must know to find their own mask."""
-    precision = {} if step.precision == "float32" else {"precision": step.precision}
-    return {
-        "criterion": experiment.config.prune.criterion,
+    config = experiment.config
+    asked: dict[str, str | float] = {
+        "criterion": config.prune.criterion,
         "fingerprint": fingerprint,
         "keep_units": step.keep_units,
-        "floor": experiment.config.prune.floor,
-        **precision,
+        "floor": config.prune.floor,
     }
+    if step.precision != "float32":
+        asked["precision"] = step.precision
+    if config.prune.group_scores != "off":
+        asked |= {"group_scores": config.prune.group_scores, "groups": config.data.groups}
+    return asked

@@ -10,6 +10,8 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import count
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -164,15 +166,34 @@ def _exported(model: nn.Module, batch: Tensor) -> nn.Module:
     return Prepared(torch.export.export(model, (batch,)).module())
 
 
+def _compile_alone(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """`torch.compile`, with what is compiled kept apart from every other network's.
+
+    The compiler keeps its results by code object. Networks of one class share the code of their
+    forward pass: from the ninth on they would silently not be compiled at all
+    (`recompile_limit`), and a call would try the guards of all others first.
+    """
+
+    def call(batch: Tensor) -> Tensor:
+        answer: Tensor = model(batch)
+        return answer
+
+    code = call.__code__.replace(co_name=f"call_{next(_COMPILED)}")
+    alone = FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
+    return torch.compile(alone, dynamic=False, options={"freezing": True})
+
+
+_COMPILED = count(1)
+
+
 def _compiled(model: nn.Module, batch: Tensor) -> nn.Module:
     del batch
-    return Prepared(torch.compile(model))
+    return Prepared(_compile_alone(model))
 
 
 def _compiled_channels_last(model: nn.Module, batch: Tensor) -> nn.Module:
     del batch
-    model = model.to(memory_format=torch.channels_last)
-    run = torch.compile(model)
+    run = _compile_alone(model.to(memory_format=torch.channels_last))
     return Prepared(lambda images: run(images.contiguous(memory_format=torch.channels_last)))
 
 

@@ -98,6 +98,16 @@ def about(**changes: object) -> RecordDict:
 CASES: Mapping[str, tuple[RecordDict, str]] = {
     "a federation without this client": (asking(clients=CLIENT), "this client is number 3"),
     "a criterion that needs a seed": (asking(criterion="random"), "needs a seed"),
+    "unknown group scores": (
+        asking(group_scores="median", groups="class"), "known are worst, share"
+    ),
+    "scores of groups that there are not": (
+        asking(group_scores="worst", groups="sex"), "nothing was spent"
+    ),
+    "group scores that may be negative": (
+        asking(group_scores="share", groups="class", criterion="linear_logits_signed"),
+        "which may be negative",
+    ),
     "an epsilon beyond all floats": (asking(epsilon=10**400), "must be a finite number"),
     "an infinite epsilon": (asking(epsilon=float("inf")), "must be a finite number, got inf"),
     "settings that are a list": (with_task(settings="[1]"), "must be a table, got list"),
@@ -106,7 +116,7 @@ CASES: Mapping[str, tuple[RecordDict, str]] = {
     "an unknown network": (about(model="nope"), "cannot be built"),
     "a billion classes": (about(num_classes=10**9), "this client's data have (10, (1, 8, 8))"),
     "other inputs": (about(input_shape=[1, 10**5, 10**5]), "this client's data have"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -91,3 +93,19 @@ def test_a_way_that_says_something_else_is_skipped(monkeypatch: pytest.MonkeyPat
 def test_an_unknown_way_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"variant must be one of eager, .* got 'magic'"):
         hardware.variants(network(), torch.randn(2, 3, 8, 8), ["magic"])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_networks_of_one_class_are_compiled_apart() -> None:
+    models = [network() for _ in range(3)]
+    batch = torch.randn(3, 3, 8, 8)
+    # Two passes of each: one that builds it, one in inference mode as `compare` runs it.
+    alone = torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True)
+    with alone, torch.inference_mode():
+        for model in models:
+            found = hardware.variants(model, batch, ["compiled"])
+            assert not found.skipped
+            wanted = model.eval()(batch)
+            torch.testing.assert_close(
+                found.models["compiled"](batch), wanted, rtol=1e-3, atol=1e-4
+            )

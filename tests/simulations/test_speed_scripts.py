@@ -114,6 +114,22 @@ def test_a_budget_study_fails_exactly_if_a_claim_does(
     assert low <= middle <= high
 
 
+def test_budgets_of_time_and_of_operations_are_kept(
+    run: Callable[..., tuple[dict[str, Any], int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--models", "resnet20", "--batch-sizes", "2", "--keeps", "0.8", "--repeats", "6")
+    result, _ = run("latency_budget", *options)
+    assert result.keys() >= FIELDS
+    by_budget = {row["budget"]: row for row in result["networks"][0]["shares"]}
+    assert by_budget["keep_macs"]["macs"] <= 0.8
+    assert by_budget["keep_latency"]["predicted"] <= 0.8
+    for row in by_budget.values():
+        assert 0 < row["low"] <= row["measured"] <= row["high"]
+        assert 0 < row["kept_score"] < 1
+    said = capsys.readouterr().out
+    assert all(f"predicted {row['predicted']:.3f}" in said for row in by_budget.values())
+
+
 WRONG = {
     "pruned_speed": {
         "--models": "resnet21", "--batch-sizes": "0", "--side": "-1", "--keep": "1.5",
@@ -126,6 +142,10 @@ WRONG = {
     "resnet101_budget": {
         "--model": "resnet21", "--side": "0", "--keep-params": "nan", "--keep-macs": "2",
         "--scope": "each", "--round-to": "x", "--repeats": "1", "--threads": "-1",
+    },
+    "latency_budget": {
+        "--models": "resnet21", "--batch-sizes": "0", "--keeps": "1.5", "--side": "-1",
+        "--repeats": "5", "--threads": "0",
     },
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ SIMULATIONS = Path(__file__).resolve().parent.parent.parent / "simulations"
 STUDIES = (
     "prune_one_layer", "prune_without_tuning", "layer_ranks", "pruning_schedules",
     "lottery_tickets", "random_labels", "decay_and_dropout", "soft_thresholding",
-    "support_recovery", "a_optimal", "magnitude_is_best",
+    "support_recovery", "a_optimal", "magnitude_is_best", "filling_budgets",
 )  # fmt: skip
 
 
@@ -241,3 +241,15 @@ def test_a_result_names_no_place_on_the_machine_it_was_made_on() -> None:
         "python simulations/x.py --root DATA --weights DATA/weights/n.th --work WORK --small "
         "--out OUT.json"
     )
+
+
+def test_filling_by_value_is_for_scores_in_units_of_loss(run_small) -> None:
+    result = run_small(
+        "filling_budgets", "--criteria", "linear_logits", "magnitude_l2",
+        seeds=2, epochs=6, keep_macs=(0.35,),
+    )  # fmt: skip
+    gains = {row["criterion"]: row["gain"]["mean"] for row in result["rows"]}
+    assert gains["linear_logits"] > gains["magnitude_l2"] + 0.02
+    for row in result["rows"]:
+        difference = row["value"]["mean"] - row["ranking"]["mean"]
+        assert row["gain"]["mean"] == pytest.approx(difference)

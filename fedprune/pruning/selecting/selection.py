@@ -148,10 +148,11 @@ def _start(
     widths = f" and widths in multiples of {round_to}" if round_to > 1 else ""
     for budget, total in zip(budgets, running.totals, strict=True):
         if total > budget.limit and not (budget.cost == "units" and round_to == 1):
+            digits = 4 if budget.unit == "ms" else 12  # times are measured, costs are counted
             raise PruningError(
-                f"{budget.name} = {budget.fraction} allows {budget.limit:.12g} {budget.unit}, but "
-                f"{floor} units in each of the {len(groups)} groups{widths} alone costs "
-                f"{total:.12g}"
+                f"{budget.name} = {budget.fraction} allows {budget.limit:.{digits}g} "
+                f"{budget.unit}, but {floor} units in each of the {len(groups)} groups{widths} "
+                f"alone costs {total:.{digits}g}"
             )
     return running
 
