@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedprune import privacy, pruning, runs
@@ -113,18 +112,21 @@ def selection_flaw(evidence: Evidence) -> str | None:
     """Redo the first step: posterior from votes and magnitudes, then the selection."""
     votes = evidence.folder.read_tensors("votes.safetensors")
     mean, spread = votes["step1.mean"].numpy(), votes["step1.variance"].numpy()
-    posterior = mean
+    posterior, uncertain = mean, spread
     model, architecture = evidence.folder.load_dense()
     layout = architecture.dense_layout
     if evidence.config.privacy.prior == "magnitude":
         magnitude = pruning.score(model, layout, [], criterion="magnitude_l2").double().numpy()
         groups = np.asarray(layout.group_of, dtype=np.int64)
-        posterior = privacy.magnitude_posterior(mean, spread, magnitude, groups).mean
+        found = privacy.magnitude_posterior(mean, spread, magnitude, groups)
+        posterior, uncertain = found.mean, found.variance
     if not np.allclose(posterior, votes["step1.posterior"].numpy(), rtol=0, atol=1e-6):
         return "the posterior of step 1 does not follow from votes and magnitudes"
     budget = evidence.results()["vote-1"]["budget"]
     times = runs.latency_table(evidence.config, evidence.folder)
-    mask = runs.select_units(evidence.config, votes["step1.posterior"], layout, budget, times)
-    if not torch.equal(mask, votes["step1.mask"].bool()):
+    stored, mask = votes["step1.posterior"], votes["step1.mask"].bool()
+    chosen = runs.select_units(evidence.config, stored, layout, budget, times)
+    values = stored.double().numpy()
+    if not runs.may_be_preferred(evidence.config, chosen, mask, values, uncertain, layout):
         return "the units kept in step 1 are not those that the posterior selects"
     return None

@@ -78,6 +78,11 @@ def _check_prune(config: Config, source: str) -> None:
             f"prune.rewind must be at most train.rounds = {config.train.rounds}, got {rewind} "
             f"({source})"
         )
+    if config.prune.regrow and config.prune.bound_slack:
+        raise ConfigError(
+            "prune.bound_slack must be 0 with prune.regrow = true, whose masks are of removed "
+            f"units too, got {config.prune.bound_slack:g} ({source})"
+        )
     if config.prune.regrow and config.prune.steps == 1:
         raise ConfigError(
             f"prune.steps must be at least 2 with prune.regrow = true, got 1 ({source})"

@@ -61,6 +61,8 @@ class PruneConfig(_Table):
     `latency_table` predicts, a file that `fedprune latency` measures where the network will run.
     A budget is filled by `ranking`, or with the largest sum of scores (`value`), for which scores
     should be in units of loss; `auto` is value for a budget of time and ranking for others.
+    With `bound_slack` units of a layer whose votes differ by no more standard deviations than that
+    may take each other's place, if the network's Lipschitz bound becomes smaller by it.
     `rewind` is the round of dense training to whose weights the kept units go back after every
     step (Frankle et al. 2020); 0 is where the weights start, unset leaves them as they are. With
     `regrow` clients speak about removed units too from the second step on, and those come back
@@ -95,6 +97,7 @@ class PruneConfig(_Table):
     scope: Literal["global", "layer", "isomorphic"] = "global"
     round_to: PositiveCount = 1
     fill: Literal["auto", "ranking", "value"] = "auto"
+    bound_slack: Spread = 0.0
     schedule: Literal["one-shot", "geometric", "cubic", "continuous"] = "one-shot"
     steps: PositiveCount = 1
     rewind: Count | None = None

@@ -22,7 +22,7 @@ from fedprune.federated.scoring_precision import precision_of
 from fedprune.federated.steps import Step, schedule
 from fedprune.federated.voting import Ranker, Ranking
 from fedprune.pruning import UnitLayout
-from fedprune.runs import Architecture, select_units, weights_vector
+from fedprune.runs import Architecture, prefer_units, select_units, weights_vector
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,10 @@ def _prune(
         asked = replace(step, keep_units=keep, precision=precision.used)
         ranking = rank(experiment, about.held, asked, counterfactual)
         mask = choose(experiment, ranking.score, layout, budget, about.kept)
+        mask, preferred = _preferred(experiment, about, ranking, layout, mask)
         mask, returned = exchange(experiment, about, ranking, layout, mask)
-        result = _describe(experiment, about, ranking, layout, budget, mask) | returned
+        result = _describe(experiment, about, ranking, layout, budget, mask)
+        result |= returned | preferred
         if ranking.answers is not None:
             result |= {"asked": len(step.clients), "reports": ranking.answers}
             if precision.sentence:
@@ -150,6 +152,31 @@ def choose(
     scores = torch.from_numpy(np.array(ranking, dtype=np.float64))
     scores = scores if kept is None else pruning.removed_last(scores, kept)
     return select_units(experiment.config, scores, layout, budget, experiment.latency)
+
+
+def _preferred(
+    experiment: Experiment, about: Asked, ranking: Ranking, layout: UnitLayout, mask: Tensor
+) -> tuple[Tensor, JsonDict]:
+    """Among equal masks the one with the smaller Lipschitz bound, and what it took."""
+    if not experiment.config.prune.bound_slack or ranking.score_variance is None:
+        return mask, {}
+    found = prefer_units(
+        experiment.config,
+        mask,
+        ranking.score,
+        ranking.score_variance,
+        layout,
+        about.held.model(),
+        experiment.schema.input_std,
+    )
+    told = {
+        "bound_before": found.bound_before,
+        "bound": found.bound,
+        "exchanges": found.exchanges,
+        "votes_lost": found.value_lost,
+        "evaluations": found.evaluations,
+    }
+    return torch.from_numpy(found.mask), {"preferred": told}
 
 
 def rewound(experiment: Experiment) -> Held | None:

@@ -33,6 +33,7 @@ class Ranking:
         score: higher = keep.
         mean, variance: of the votes, where there were votes.
         prior_free: the ranking without the magnitude prior, where one was used.
+        score_variance: of the score, where it is an estimate.
         answers: how many clients it rests on; None where none were asked.
         collected: how private answers came about.
     """
@@ -41,6 +42,7 @@ class Ranking:
     mean: Vector | None = None
     variance: Vector | None = None
     prior_free: Vector | None = None
+    score_variance: Vector | None = None
     answers: int | None = None
     collected: Collected | None = None
 
@@ -52,7 +54,8 @@ def private_votes(experiment: Experiment, held: Held, step: Step, counterfactual
     """The clients' private answers, shrunk towards the magnitude line if so configured."""
     if experiment.config.privacy.trust == "none":
         votes, _, count = _plain_answers(experiment, held, step, counterfactual)
-        return Ranking(votes, votes, np.zeros_like(votes), answers=count)  # exact for them
+        exact = np.zeros_like(votes)
+        return Ranking(votes, votes, exact, score_variance=exact, answers=count)
     found = COLLECTORS[experiment.config.privacy.trust](experiment, held, step)
     estimate = found.estimate
     posterior = posterior_of(experiment, held, held.layout(), step, estimate)
@@ -61,6 +64,7 @@ def private_votes(experiment: Experiment, held: Held, step: Step, counterfactual
         estimate.mean,
         estimate.variance,
         estimate.mean,
+        estimate.variance if posterior is None else posterior.variance,
         estimate.num_reports,
         found,
     )

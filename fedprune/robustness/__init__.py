@@ -22,7 +22,7 @@ from fedprune.robustness.layer_norms import (
 from fedprune.robustness.lipschitz import LipschitzBound, NamedBound, OpNorm, lipschitz
 from fedprune.robustness.local import LocalBounds, LocalCertifier, local_lipschitz
 from fedprune.robustness.margin_training import MarginLoss
-from fedprune.robustness.preference import Preference, prefer_smaller_bound
+from fedprune.robustness.preference import Preference, equally_good, prefer_smaller_bound
 from fedprune.robustness.ranges import check_range
 from fedprune.robustness.recalibration import (
     BatchNormSums,
@@ -63,6 +63,7 @@ __all__ = [
     "check_range",
     "convolution_norm",
     "direct_search",
+    "equally_good",
     "explicit_matrix",
     "gram_torus_norm",
     "lipschitz",

@@ -101,6 +101,35 @@ def prefer_smaller_bound(
     return search.result()
 
 
+def equally_good(
+    given: Mask,
+    candidate: Mask,
+    values: Vector,
+    *,
+    kinds: NDArray[np.integer],
+    tolerance: float | Vector = 0.0,
+    total_loss: float = math.inf,
+) -> bool:
+    """Whether `prefer_smaller_bound` may give a mask for `given`; no bound is looked at.
+
+    Args:
+        given: [units] bool, the mask that the search began with.
+        candidate: [units] bool, the one that it ended with.
+        values: As of `prefer_smaller_bound`.
+        kinds: As of `prefer_smaller_bound`.
+        tolerance: As of `prefer_smaller_bound`.
+        total_loss: As of `prefer_smaller_bound`.
+
+    Raises:
+        RobustnessError: as `prefer_smaller_bound` for arguments that do not fit.
+    """
+    slack = np.broadcast_to(np.asarray(tolerance, dtype=np.float64), values.shape)
+    _check(given, values, kinds, slack, total_loss, None, 1)
+    if candidate.shape != given.shape or candidate.dtype != np.bool_:
+        return False
+    return _Rules(given, values, kinds, slack, total_loss).allow(candidate)
+
+
 @dataclass(frozen=True)
 class _Rules:
     """Which masks are as good as the given one."""
@@ -119,7 +148,7 @@ class _Rules:
         left, entered = self.given & ~candidate, candidate & ~self.given
         return all(
             self._match(np.flatnonzero(left & same), np.flatnonzero(entered & same))
-            for same in (self.kinds == kind for kind in np.unique(self.kinds[left]))
+            for same in (self.kinds == kind for kind in np.unique(self.kinds[left | entered]))
         )
 
     def _match(self, left: NDArray[np.intp], entered: NDArray[np.intp]) -> bool:

@@ -68,7 +68,7 @@ from fedprune.runs.recompute import (
     seal,
 )
 from fedprune.runs.seeds import compare_over_seeds
-from fedprune.runs.selecting import select_units
+from fedprune.runs.selecting import may_be_preferred, prefer_units, select_units
 from fedprune.runs.spending import LEDGER, LedgerTotals, ledger_totals, privacy_figures
 
 __all__ = [
@@ -108,6 +108,7 @@ __all__ = [
     "lipschitz_bounds",
     "load_weights_vector",
     "mask_recalls",
+    "may_be_preferred",
     "min_reports",
     "missing_by_round",
     "most_available",
@@ -115,6 +116,7 @@ __all__ = [
     "participants",
     "phase_round",
     "planned_figures",
+    "prefer_units",
     "privacy_figures",
     "private_rounds",
     "ranked_clients",

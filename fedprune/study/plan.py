@@ -109,6 +109,9 @@ def plan(
     if config.train.margin_radius:  # refuses a network that margins cannot be trained for
         example = torch.zeros(1, *schema.input_shape)
         robustness.MarginLoss(model, example, config.train.margin_radius)
+    if config.prune.bound_slack:  # refuses a network without a bound
+        example = torch.zeros(1, *schema.input_shape)
+        robustness.lipschitz(model, example, samples=0, tighten=False)
     keep = _first_keep(config, layout)
     answer = answer_of(config, len(layout), keep)
     prediction = answer.prediction(keep)

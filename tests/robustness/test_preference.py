@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedprune.errors import RobustnessError
-from fedprune.robustness import lipschitz, prefer_smaller_bound
+from fedprune.robustness import equally_good, lipschitz, prefer_smaller_bound
 
 Mask = NDArray[np.bool_]
 
@@ -112,3 +112,30 @@ def test_bad_questions_are_refused() -> None:
         prefer_smaller_bound(GIVEN, ones, bound_of, kinds=KINDS, tolerance=-1.0)
     with pytest.raises(RobustnessError, match="NaN"):
         prefer_smaller_bound(GIVEN, ones, lambda _: math.nan, kinds=KINDS)
+
+
+def test_what_the_search_may_give_is_what_it_gives_and_no_more() -> None:
+    values = np.array([1.0, 0.9, 0.8, 0.52, 0.5, 0.2, 0.1, 0.0])
+    found = prefer_smaller_bound(GIVEN, values, bound_of, kinds=KINDS, tolerance=0.35)
+    assert found.exchanges > 0
+
+    def good(mask: Mask, tolerance: float = 0.35, total_loss: float = math.inf) -> bool:
+        return equally_good(
+            GIVEN, mask, values, kinds=KINDS, tolerance=tolerance, total_loss=total_loss
+        )
+
+    assert good(GIVEN)
+    assert good(found.mask)
+    assert not good(found.mask, tolerance=0.0)
+    assert not good(found.mask, total_loss=found.value_lost / 2)
+    assert not good(np.ones(8, dtype=bool))  # more units
+    assert not good(GIVEN & (values > 0.6))  # fewer
+    assert not good(~GIVEN)  # beyond the tolerance
+    assert not good(GIVEN[:4])
+
+
+def test_units_of_another_kind_are_no_replacement() -> None:
+    kinds = np.array([0, 0, 0, 0, 0, 0, 1, 1])
+    other = np.array([True] * 3 + [False] * 3 + [True] + [False])
+    assert not equally_good(GIVEN, other, np.ones(8), kinds=kinds)
+    assert equally_good(GIVEN, other, np.ones(8), kinds=KINDS)
