@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from fedprune.cli import deploying, ledgers, results, running, sweeping, timing
+from fedprune.cli import choosing, deploying, ledgers, results, running, sweeping, timing
 from fedprune.errors import FedpruneError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command()(timing.latency)
 app.command()(running.simulate)
 app.command()(sweeping.sweep)
 app.command()(sweeping.resume)
+app.command()(choosing.choose)
 app.command()(results.audit)
 app.command()(results.report)
 app.command()(results.export)

@@ -8,7 +8,7 @@ from pathlib import Path
 from fedprune.errors import RunError
 from fedprune.runs import RunFolder
 from fedprune.study.grid import Cell, Grid
-from fedprune.study.sweep_table import SeedRow, rows_of
+from fedprune.study.sweep_table import SeedRow, rows_of, run_of
 
 SPECIFICATION = "sweep.json"
 _PROGRESS = "progress.json"
@@ -104,6 +104,14 @@ class Sweep:
     def cell_path(self, cell: Cell) -> Path:
         """Where a cell's run lies."""
         return self.path / "cells" / cell.name
+
+    def finished(self) -> list[tuple[Cell, int, RunFolder | None]]:
+        """Every cell's seeds, each with its run if that is finished."""
+        return [
+            (cell, seed, run_of(cell, self.folder(cell), seed))
+            for cell in self.grid.cells()
+            for seed in range(cell.config.seed, cell.config.seed + cell.config.evaluate.seeds)
+        ]
 
     def rows(self) -> list[SeedRow]:
         """Read every run of the grid."""

@@ -22,7 +22,7 @@ _OPTION = "--over"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _UNFIT = re.compile(r"[^A-Za-z0-9.+-]+")
 _LONGEST_PART = 24  # characters of one setting in a cell's name
-_KEEPS = tuple(f"prune.{key}" for key in KEEP_KEYS)
+KEEPS = tuple(f"prune.{key}" for key in KEEP_KEYS)
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class Grid:
 
     def _cell(self, number: str, settings: Mapping[str, Scalar]) -> Cell:
         flat: dict[str, Scalar] = {**configuration.to_flat(self.base)}
-        if any(key in _KEEPS for key in settings):
-            flat |= dict.fromkeys(_KEEPS, "")
+        if any(key in KEEPS for key in settings):
+            flat |= dict.fromkeys(KEEPS, "")
         source = " ".join(f"{_OPTION} {setting}" for setting in in_words(settings))
         config = configuration.from_flat({**flat, **settings}, source)
         parts = [_part(key, value) for key, value in settings.items()]
@@ -148,14 +148,14 @@ def in_words(settings: Mapping[str, Scalar]) -> list[str]:
 def _check_keys(keys: Sequence[str], set_keys: Sequence[str]) -> None:
     if "out" in keys:
         raise ConfigError(f"{_OPTION} cannot sweep over out: a sweep names its cells' folders")
-    keeps = [key for key in keys if key in _KEEPS]
+    keeps = [key for key in keys if key in KEEPS]
     if len(keeps) > 1:
         raise ConfigError(
-            f"{_OPTION} can sweep over one of {', '.join(_KEEPS)}, since one of them is the "
+            f"{_OPTION} can sweep over one of {', '.join(KEEPS)}, since one of them is the "
             f"budget, got {' and '.join(keeps)}"
         )
     for key in set_keys:
-        if key in keys or (keeps and key in _KEEPS):
+        if key in keys or (keeps and key in KEEPS):
             raise ConfigError(
                 f"--set {key} and {_OPTION} {key if key in keys else keeps[0]} contradict each "
                 "other: name the key in one of them"

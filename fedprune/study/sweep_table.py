@@ -55,10 +55,11 @@ def rows_of(cell: Cell, folder: RunFolder | None, error: str = "") -> list[SeedR
         error: why the cell failed, if it did; it stands for the seeds that are not finished.
     """
     seeds = range(cell.config.seed, cell.config.seed + cell.config.evaluate.seeds)
-    return [_row(cell, seed, _run_of(cell, folder, seed), error) for seed in seeds]
+    return [_row(cell, seed, run_of(cell, folder, seed), error) for seed in seeds]
 
 
-def _run_of(cell: Cell, folder: RunFolder | None, seed: int) -> RunFolder | None:
+def run_of(cell: Cell, folder: RunFolder | None, seed: int) -> RunFolder | None:
+    """The finished run of one seed in a cell's folder, if there is one."""
     if folder is None:
         return None
     path = folder.path if seed == cell.config.seed else folder.path / "seeds" / f"seed-{seed}"
