@@ -38,6 +38,7 @@ def check_together(config: Config, source: str) -> None:
             f"examples, got {config.train.margin_radius} with train.private = "
             f"{config.train.private!r} ({source})"
         )
+    _check_fairness(config, source)
     noise = config.train.noise_multiplier
     if noise and not LEAST_NOISE_MULTIPLIER <= noise <= LARGEST_NOISE_MULTIPLIER:
         raise ConfigError(
@@ -46,6 +47,23 @@ def check_together(config: Config, source: str) -> None:
         )
     _check_criterion(config, source)
     _check_availability(config, source)
+
+
+def _check_fairness(config: Config, source: str) -> None:
+    """Refuse groups' weights where their count tables may not leave, or the loss is another."""
+    train = config.train
+    if not train.fairness_step:
+        return
+    if config.evaluate.tables != "unprotected":
+        raise ConfigError(
+            "evaluate.tables must be 'unprotected' with train.fairness_step, since every round of "
+            f"fine-tuning asks for count tables, got {config.evaluate.tables!r} ({source})"
+        )
+    if train.margin_radius or train.private != "off":
+        raise ConfigError(
+            "train.fairness_step must be 0 with train.margin_radius or DP-SGD, whose losses have "
+            f"no weights, got {train.fairness_step:g} ({source})"
+        )
 
 
 def _check_prune(config: Config, source: str) -> None:

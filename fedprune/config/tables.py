@@ -144,6 +144,9 @@ class TrainConfig(_Table):
     target). Each step samples every record with probability `sample_rate`. Over a series of rounds
     the learning rate follows `decay`, which starts anew after every step of pruning.
     A `margin_radius` above 0 trains for certificates at that l2 radius (GloRo, Leino et al. 2021).
+    With a `fairness_step` above 0 fine-tuning weighs the examples of each group (`data.groups`) by
+    a dual variable that moves by so much times what the group's loss in accuracy through pruning
+    exceeds everybody's by more than `fairness_tolerance`; every round asks for count tables then.
     """
 
     rounds: Count = 40
@@ -157,6 +160,8 @@ class TrainConfig(_Table):
     momentum: Momentum = 0.9
     weight_decay: NonNegative = 0.0
     margin_radius: NonNegative = 0.0
+    fairness_step: NonNegative = 0.0
+    fairness_tolerance: NonNegative = 0.01
     private: Literal["off", "fine-tune", "all"] = "off"
     dp_epsilon: Positive = 8.0
     dp_delta: Annotated[float, Field(gt=0, lt=0.1, description="a number in (0, 0.1)")] = 1e-5

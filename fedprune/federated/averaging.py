@@ -12,6 +12,7 @@ from fedprune import pruning
 from fedprune.config import Config, Scalar
 from fedprune.federated.answers import Answers
 from fedprune.federated.experiment import Experiment, Held, JsonDict
+from fedprune.federated.group_duals import Weighted, weigh
 from fedprune.federated.messages import Question
 from fedprune.federated.private_steps import PrivateTraining
 from fedprune.federated.private_training import training_settings
@@ -31,6 +32,7 @@ def train_rounds(
     learning_rate: float,
     counterfactual: bool = False,
     keep: int | None = None,
+    compared: Held | None = None,
 ) -> Held:
     """Run rounds of federated averaging from a model; keep only the last one's checkpoint.
 
@@ -48,13 +50,16 @@ def train_rounds(
         learning_rate: of the clients' gradient descent; it changes as `train.decay` says.
         counterfactual: whether the path exists in simulation only.
         keep: a round whose checkpoint stays too.
+        compared: the dense model that groups' losses are compared with, if `train.fairness_step`
+            weighs groups.
     """
     again = None if counterfactual else _again(experiment, start)
     series = None
-    if keep is None and not is_private_round(experiment.config, f"{stage}-1"):
+    weighs = compared is not None and experiment.config.train.fairness_step > 0
+    if keep is None and not weighs and not is_private_round(experiment.config, f"{stage}-1"):
         series = training_series(experiment, start, prefix, stage, rounds, learning_rate)
     take_over(experiment, series, again)
-    held = start
+    held, duals = start, None
     numbers = range(1, rounds + 1)
     for number in experiment.reporter.track(numbers, f"{prefix}{stage}", rounds):
         before = held
@@ -63,11 +68,19 @@ def train_rounds(
         rate = pruning.learning_rate(decay, number - 1, rounds, learning_rate)
 
         def action(
-            model: Held = before, name: str = round_name, step: float = rate
+            model: Held = before,
+            name: str = round_name,
+            step: float = rate,
+            earlier: list[float] | None = duals,
         ) -> tuple[Architecture, Tensor, JsonDict]:
-            return _round(experiment, model, name, step, counterfactual)
+            if compared is None or not weighs:
+                return _round(experiment, model, name, step, counterfactual)
+            clients = participants(experiment.config, name)
+            weighted = weigh(experiment, model, compared, f"{prefix}{name}", clients, earlier)
+            return _round(experiment, model, name, step, counterfactual, weighted)
 
-        held, _ = experiment.model_phase(f"{prefix}{round_name}", action)
+        held, told = experiment.model_phase(f"{prefix}{round_name}", action)
+        duals = told.get("duals")
         if before is not start and number - 1 != keep:
             before.discard()
     leave(experiment, series)
@@ -96,13 +109,16 @@ def _round(
     round_name: str,
     learning_rate: float,
     counterfactual: bool,
+    weighted: Weighted | None = None,
 ) -> tuple[Architecture, Tensor, JsonDict]:
     kind, settings = _how(experiment, held, round_name, learning_rate)
     radius = _margin_radius(experiment.config, round_name)
     settings = {**settings, "margin_radius": radius} if radius else settings
+    if weighted is not None:
+        settings = {**settings, **weighted.settings}
     question = experiment.question(round_name, held, settings, counterfactual=counterfactual)
     weights, told = average(experiment, kind, question, participants(experiment.config, round_name))
-    return held.architecture, weights, told
+    return held.architecture, weights, told if weighted is None else told | weighted.told
 
 
 def _how(

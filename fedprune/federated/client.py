@@ -170,4 +170,4 @@ def make_client_app() -> ClientApp:
     return app
 
 
-app = make_client_app()
+app: ClientApp = make_client_app()

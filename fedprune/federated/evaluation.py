@@ -67,6 +67,20 @@ def ask_tables(
     return np.concatenate(list(_tables(experiment, held, dense, split, clients, round_name)))
 
 
+def sum_tables(
+    experiment: Experiment,
+    held: Held,
+    dense: Held,
+    split: str,
+    clients: list[int],
+    round_name: str,
+) -> Tables:
+    """Add up count tables without noise: [num_groups, 2, 2]."""
+    heard = _tables(experiment, held, dense, split, clients, round_name)
+    parts = [tables.sum(axis=0) for tables in heard]
+    return np.asarray(np.sum(parts, axis=0), dtype=np.int64)
+
+
 def _tables(
     experiment: Experiment,
     held: Held,

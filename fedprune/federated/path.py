@@ -58,6 +58,7 @@ def follow(experiment: Experiment, dense: Held, name: str, rank: Ranker) -> Outc
             rounds=experiment.config.train.fine_tune_rounds,
             learning_rate=experiment.config.train.fine_tune_learning_rate,
             counterfactual=counterfactual,
+            compared=dense,
         )
     after = accuracy_of(experiment, held, dense, f"{prefix}evaluate-after", counterfactual)
     return Outcome(held, after, before)

@@ -90,10 +90,12 @@ class Trainer:
         how: LocalTraining,
         generator: np.random.Generator,
         margins: MarginLoss | None = None,
+        row_weights: Tensor | None = None,
     ) -> float:
         """Start from `weights` [size] and train on one client's rows, as `train_locally` does.
 
-        With `margins`, made for the same architecture, the loss is that instead of cross-entropy.
+        With `margins`, made for the same architecture, the loss is that instead of cross-entropy;
+        with `row_weights` [rows] every row's cross-entropy is multiplied by its weight.
 
         Raises:
             RunError: if the weights are not the network's.
@@ -105,7 +107,9 @@ class Trainer:
             if self._margins is None or self._margins.made_from is not margins:
                 self._margins = _Margins(self.model, margins)
             loss_of = self._margins.at(weights)
-        return train_locally(self.model, inputs, labels, how, generator, self.traits, loss_of)
+        return train_locally(
+            self.model, inputs, labels, how, generator, self.traits, loss_of, row_weights
+        )
 
     def read(self, out: Tensor | None = None) -> Tensor:
         """Give the weights as one vector [size] float32, into `out` if it is given."""
@@ -134,6 +138,7 @@ def train_locally(
     generator: np.random.Generator,
     traits: Traits | None = None,
     loss_of: Loss = nn.functional.cross_entropy,
+    row_weights: Tensor | None = None,
 ) -> float:
     """Train `model` in place on one client's rows.
 
@@ -145,6 +150,7 @@ def train_locally(
         generator: decides the order of the rows, and what the network itself draws.
         traits: what a trial of the network found; without it nothing is assumed.
         loss_of: the mean loss of logits [n, classes] with labels [n].
+        row_weights: [rows] float32; the loss is the mean of weighted cross-entropies then.
 
     Returns:
         Mean loss over the last epoch, before each of its steps.
@@ -156,7 +162,7 @@ def train_locally(
     with torch.random.fork_rng(devices=[], enabled=traits.draws):
         if traits.draws:
             torch.default_generator.manual_seed(int(generator.integers(0, 2**63)))
-        rows = _Rows(inputs, labels, traits.channels_last)
+        rows = _Rows(inputs, labels, traits.channels_last, row_weights)
         return _descend(model, rows, how, generator, loss_of)
 
 
@@ -173,8 +179,13 @@ def _descend(
     for _ in range(how.epochs):
         total = 0.0
         for batch in _batches(len(rows), how.batch_size, generator):
-            inputs, labels = rows.batch(batch)
-            loss = loss_of(model(inputs), labels)
+            inputs, labels, weights = rows.batch(batch)
+            logits = model(inputs)
+            if weights is None:
+                loss = loss_of(logits, labels)
+            else:
+                each = nn.functional.cross_entropy(logits, labels, reduction="none")
+                loss = (weights * each).mean()
             steps.clear()
             loss.backward()  # type: ignore[no-untyped-call]
             steps.step()
@@ -194,20 +205,23 @@ def _descend(
 class _Rows:
     """A client's rows, laid out once in the order of memory that the network is fastest with."""
 
-    def __init__(self, inputs: Tensor, labels: Tensor, channels_last: bool) -> None:
-        self._channels_last = channels_last
+    def __init__(
+        self, inputs: Tensor, labels: Tensor, channels_last: bool, weights: Tensor | None
+    ) -> None:
+        self._channels_last, self._weights = channels_last, weights
         self._inputs = inputs.permute(0, 2, 3, 1).contiguous() if channels_last else inputs
         self._labels = labels
 
     def __len__(self) -> int:
         return len(self._labels)
 
-    def batch(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def batch(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor | None]:
         index = torch.from_numpy(places)
         inputs = self._inputs[index]
         if self._channels_last:
             inputs = inputs.permute(0, 3, 1, 2)
-        return inputs, self._labels[index]
+        weights = None if self._weights is None else self._weights[index]
+        return inputs, self._labels[index], weights
 
 
 class _Sgd:

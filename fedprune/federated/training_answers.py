@@ -20,6 +20,7 @@ from torch import Tensor
 from fedprune.errors import FedpruneError
 from fedprune.federated.answering import send_unprotected
 from fedprune.federated.answers import Answers, Outcomes
+from fedprune.federated.group_weights import read_weights
 from fedprune.federated.messages import Question
 from fedprune.federated.station import RowSource, Station, threads
 from fedprune.federated.trainers import Trainers, margins, traits
@@ -95,6 +96,8 @@ def _in_workers(
     """Train in worker processes, if there are any; give the outcome at every place that is done."""
     done: dict[int, _Result] = {}
     workers, name = open_workers(), question.architecture.model
+    if "group_weights" in question.settings:  # workers know rows, not groups
+        return done
     if workers is None or not station.simulated or question.seed is None or len(clients) < 2:
         return done
     pool = workers.lend(name)
@@ -127,13 +130,14 @@ def _here(
 
     def train_one(client: int) -> _Result:
         torch.set_num_threads(1)  # a thread's own setting: one thread a client, everywhere
-        return _train_one(station, question, how, client)
+        return _train_one(station, question, how, client, weight_of)
 
     # torch draws from one generator a process: who draws goes one after the other.
     workers = open_workers()
     most = cores() if workers is None else workers.settings.count
     at_once = 1 if traits(question.architecture).draws else most
     margins(question.architecture, how)  # made before there are threads
+    weight_of = _group_weights(station, question)
     begun = time.monotonic()
     with (
         threads(torch.get_num_threads()),
@@ -145,14 +149,36 @@ def _here(
     return outcomes
 
 
-def _train_one(station: Station, question: Question, how: LocalTraining, client: int) -> _Result:
-    source = RowSource(station.dataset.train, station.index(client, "train"))
+def _group_weights(station: Station, question: Question) -> Tensor | None:
+    """The weight of every training row that this process sees, from those of its groups.
+
+    Raises:
+        FederationError: if the weights are not those of the groups.
+        DataError: if there are no such groups.
+    """
+    if "group_weights" not in question.settings:
+        return None
+    column = station.dataset.train.group(question.text("groups"))
+    weights = read_weights(question.text("group_weights"), len(column.names))
+    return torch.from_numpy(weights[column.codes]).float()
+
+
+def _train_one(
+    station: Station,
+    question: Question,
+    how: LocalTraining,
+    client: int,
+    weight_of: Tensor | None,
+) -> _Result:
+    index = station.index(client, "train")
+    source = RowSource(station.dataset.train, index)
     order = station.generator(question, _STREAM, question.round, client)
     trainer = _TRAINERS.take(question.architecture)
     try:
         inputs, labels = source.batch(0, len(source))
         loss_of = margins(question.architecture, how)
-        loss = trainer.train(question.weights, inputs, labels, how, order, loss_of)
+        weights = None if weight_of is None else weight_of[torch.from_numpy(index)]
+        loss = trainer.train(question.weights, inputs, labels, how, order, loss_of, weights)
     except FedpruneError as error:
         return error
     except Exception as error:
