@@ -12,14 +12,14 @@ from fedprune.audit.ledger_claims import LEDGER
 from fedprune.privacy import Receipt, Report, verify_receipts
 from fedprune.runs.receipts import RECEIPTS
 
-UNCHARGED = ("model-update", "count-table")
+UNCHARGED = ("model-update", "count-table", "norm-statistics")
 UNSEEN = (
     "whether a client's own ledger holds what its receipts say, and what it spent elsewhere: "
     f"`fedprune ledger verify LEDGER --receipts {RECEIPTS}` shows it at the client",
     "who holds a key: the keys are those that the nodes introduced themselves with",
     "what a missing client spent on an answer that never arrived or was not used",
-    "what a model update or a count table contained: its receipt binds it by its hash alone, which "
-    "the server compared when it came",
+    "what a model update, a count table or statistics contained: its receipt binds it by its hash "
+    "alone, which the server compared when it came",
 )
 
 

@@ -39,6 +39,11 @@ def check_together(config: Config, source: str) -> None:
             f"{config.train.private!r} ({source})"
         )
     _check_fairness(config, source)
+    if config.train.recalibrate and config.train.private != "off":
+        raise ConfigError(
+            "train.recalibrate must be 0 with DP-SGD, whose guarantee its sums would break, got "
+            f"{config.train.recalibrate} with train.private = {config.train.private!r} ({source})"
+        )
     noise = config.train.noise_multiplier
     if noise and not LEAST_NOISE_MULTIPLIER <= noise <= LARGEST_NOISE_MULTIPLIER:
         raise ConfigError(

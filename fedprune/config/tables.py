@@ -139,6 +139,8 @@ class PrivacyConfig(_Table):
 class TrainConfig(_Table):
     """Federated averaging: before pruning (`rounds`) and after each step (`fine_tune_rounds`).
 
+    In `recalibrate` rounds after each step clients send sums from which batch norms get statistics
+    that fit the smaller network.
     `private` says which of them use DP-SGD at record level: a target of (`dp_epsilon`, `dp_delta`)
     for a client that takes part in all of them, or a `noise_multiplier` of its own (0: from the
     target). Each step samples every record with probability `sample_rate`. Over a series of rounds
@@ -162,6 +164,7 @@ class TrainConfig(_Table):
     margin_radius: NonNegative = 0.0
     fairness_step: NonNegative = 0.0
     fairness_tolerance: NonNegative = 0.01
+    recalibrate: Count = 0
     private: Literal["off", "fine-tune", "all"] = "off"
     dp_epsilon: Positive = 8.0
     dp_delta: Annotated[float, Field(gt=0, lt=0.1, description="a number in (0, 0.1)")] = 1e-5

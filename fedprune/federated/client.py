@@ -25,6 +25,8 @@ from fedprune.federated.evaluation_answers import answer_evaluate, answer_margin
 from fedprune.federated.introduction import Introduction
 from fedprune.federated.messages import Question, own_part
 from fedprune.federated.node_settings import client_number
+from fedprune.federated.norm_answers import KIND as NORMS
+from fedprune.federated.norm_answers import answer_norms
 from fedprune.federated.opening import station_of
 from fedprune.federated.private_training import answer_train_private
 from fedprune.federated.process import is_simulated
@@ -53,6 +55,7 @@ ANSWERERS: Mapping[str, Answerer] = {
     "query.record_scores": answer_record_scores,
     "query.masks": answer_masks,
     "query.table": answer_table,
+    NORMS: answer_norms,
     "query.margins": answer_margins,
     **SUM_ANSWERERS,
 }

@@ -17,6 +17,7 @@ from fedprune.errors import PruningError
 from fedprune.federated.averaging import train_rounds
 from fedprune.federated.evaluation import accuracy_of
 from fedprune.federated.experiment import Experiment, Held, JsonDict, file_name
+from fedprune.federated.recalibrating import recalibrate_rounds
 from fedprune.federated.regrowing import Asked, asked_about, exchange
 from fedprune.federated.scoring_precision import precision_of
 from fedprune.federated.steps import Step, schedule
@@ -47,6 +48,9 @@ def follow(experiment: Experiment, dense: Held, name: str, rank: Ranker) -> Outc
     held, before = dense, None
     for step, fraction in schedule(experiment):
         held = _prune(experiment, held, dense, step, fraction, rank, prefix, counterfactual)
+        held = recalibrate_rounds(
+            experiment, held, prefix=prefix, step=step.number, counterfactual=counterfactual
+        )
         before = accuracy_of(
             experiment, held, dense, f"{prefix}evaluate-{step.number}-before", counterfactual
         )

@@ -123,4 +123,5 @@ _EXPECTED: Mapping[str, Callable[[Question, int, RecordDict], _Expected]] = {
     "train.private": _update,
     "evaluate": _unprotected("count-table"),
     "query.table": _table,
+    "query.norms": _unprotected("norm-statistics"),
 }

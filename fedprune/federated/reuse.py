@@ -74,6 +74,8 @@ def baseline_series(experiment: Experiment, dense: Held, name: str) -> Series | 
         count tables leave the clients, or the private path says who is there in it.
     """
     config = experiment.config
+    if config.train.recalibrate:  # a series ends with a vote or a round of training
+        return None
     if config.train.private != "off" or config.evaluate.tables in ("unprotected", "noised"):
         return None
     if config.availability.configured:

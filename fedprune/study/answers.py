@@ -116,6 +116,9 @@ def planned_totals(config: Config, answer: Answer) -> tuple[str, ...]:
     open_rounds = train.rounds + config.prune.steps * train.fine_tune_rounds - rounds
     if open_rounds:
         spent = spent.compose(Release("model-update", "unprotected", None, open_rounds))
+    if train.recalibrate:
+        norms = config.prune.steps * train.recalibrate
+        spent = spent.compose(Release("norm-statistics", "unprotected", None, norms))
     deltas = dict.fromkeys(UNIT_OF, config.privacy.delta)
     deltas |= {budget.relation: budget.delta for budget in runs.budgets(config, answer.num_units)}
     return tuple(spent.sentences(deltas, config.privacy.trust))

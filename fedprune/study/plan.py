@@ -13,7 +13,7 @@ from torch import nn
 from fedprune import pruning, robustness, runs
 from fedprune.config import Config
 from fedprune.data import Dataset, Schema
-from fedprune.errors import PruningError
+from fedprune.errors import ConfigError, PruningError
 from fedprune.privacy.votes.planning import CLIENT_MODEL, USEFUL_RECALL
 from fedprune.pruning import UnitLayout
 from fedprune.runs import Architecture, weights_vector
@@ -109,6 +109,11 @@ def plan(
     if config.train.margin_radius:  # refuses a network that margins cannot be trained for
         example = torch.zeros(1, *schema.input_shape)
         robustness.MarginLoss(model, example, config.train.margin_radius)
+    if config.train.recalibrate and not robustness.batch_norm_layers(model):
+        raise ConfigError(
+            f"train.recalibrate must be 0 for {config.model.name}, which has no batch norm with "
+            f"running statistics, got {config.train.recalibrate}"
+        )
     if config.prune.bound_slack:  # refuses a network without a bound
         example = torch.zeros(1, *schema.input_shape)
         robustness.lipschitz(model, example, samples=0, tighten=False)

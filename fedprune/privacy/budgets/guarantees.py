@@ -104,6 +104,9 @@ _NOT_COVERED: Mapping[str, str] = {
         "noised count tables protect single records only; they say nothing about a client as a "
         "whole"
     ),
+    "norm-statistics": (
+        "statistics for batch norms, sums over a client's rows, are sent unprotected"
+    ),
     "count-table": "count tables of evaluation rounds are sent unprotected",
     "raw-mask": "masks are sent without noise",
     "count-table-simulation": (
