@@ -8,7 +8,7 @@ from typing import Any
 from fedprune.audit import _wording as say
 from fedprune.audit._page import Note, Section, Table
 from fedprune.audit._wording import Json
-from fedprune.audit.plots import plot_groups
+from fedprune.audit.plots import plot_certified, plot_groups
 from fedprune.fairness import stack_tables
 
 COLLAPSE = 0.05  # a fall in accuracy beyond this many hundredths makes a smaller bound suspect
@@ -59,12 +59,32 @@ def _gap_sentences(fairness: Json, confidence: float) -> list[str]:
         f"Best minus worst group: {say.percent(dense, 1)} dense, {say.percent(pruned, 1)} pruned "
         f"({say.points(pruned - dense if change is None else change, 1)} points)."
     ]
+    sentences += _chance_sentences(fairness, confidence)
     sentences += _pair_sentences(fairness, confidence)
     worst = say.table_of(fairness, "worst_group.pruned")
     if worst:
         name, accuracy = say.text(worst.get("name")), say.percent(worst.get("accuracy"), 1)
         sentences.append(f"After pruning, {name} fares worst, with {accuracy}.")
     return sentences
+
+
+def _chance_sentences(fairness: Json, confidence: float) -> list[str]:
+    """What a gap is worth that is the largest of many: what chance alone would show."""
+    chance = [fairness.get(f"gap_{side}_by_chance") for side in ("dense", "pruned")]
+    if any(say.number(value) is None for value in chance):
+        return []
+    sentence = (
+        f"The largest of several differences is never zero: groups of equal accuracy would show "
+        f"{say.percent(chance[0], 1)} and {say.percent(chance[1], 1)} by chance"
+    )
+    intervals = [fairness.get(f"gap_{side}_interval") for side in ("dense", "pruned")]
+    if all(isinstance(interval, list | tuple) for interval in intervals):
+        dense, pruned = (say.percent_interval(interval) for interval in intervals)
+        sentence += (
+            f"; whichever groups are best and worst, {100 * confidence:g}{say.PERCENT} intervals "
+            f"are {dense} dense and {pruned} pruned"
+        )
+    return [f"{sentence}."]
 
 
 def _pair_sentences(fairness: Json, confidence: float) -> list[str]:
@@ -88,11 +108,22 @@ def _pair_sentences(fairness: Json, confidence: float) -> list[str]:
 
 def _group_table(groups: list[Mapping[str, Any]], fairness: Json) -> Table:
     worst = say.pick(fairness, "worst_group.pruned.name")
-    head = ("Group", "Rows", "Dense", "Pruned", "interval", "Excess loss", "interval", "p")
+    head = (
+        "Group",
+        "Rows",
+        "Dense",
+        "Pruned",
+        "interval",
+        "Excess loss",
+        "interval",
+        "together",
+        "p",
+    )
     rows = tuple(_group_row(group, fairness) for group in groups)
     strong = frozenset(i for i, group in enumerate(groups) if group.get("name") == worst)
     caption = (
         "Excess loss, in points: what pruning cost the group beyond what it cost everyone. "
+        "Together: intervals that hold for all groups at once. "
         "p: of no excess loss, adjusted over the groups. The group that fares worst after pruning "
         "is set in bold."
     )
@@ -103,7 +134,7 @@ def _group_row(group: Json, fairness: Json) -> tuple[str, ...]:
     name = say.text(group.get("name"))
     if group.get("too_small"):
         least = say.count(say.number(fairness.get("min_group")) or 30)
-        return (name, f"under {least}", "too small", "too small", "–", "–", "–", "–")
+        return (name, f"under {least}", "too small", "too small", *["–"] * 5)
     return (
         name,
         say.count(group.get("rows")),
@@ -112,6 +143,7 @@ def _group_row(group: Json, fairness: Json) -> tuple[str, ...]:
         say.percent_interval(group.get("interval_pruned")),
         say.points(group.get("excess_loss"), 1),
         say.points_interval(group.get("excess_interval"), 1),
+        say.points_interval(group.get("excess_simultaneous"), 1),
         say.p_value(group.get("p_holm")),
     )
 
@@ -129,17 +161,27 @@ def _overall_facts(fairness: Json) -> list[tuple[str, str]]:
             )
         )
     if (say.number(clients.get("clients")) or 0) > 1:
-        tenth, worst, variance, chance = (
+        tenth, worst, variance, chance, between = (
             [say.pick(clients, path.format(side)) for side in ("dense", "pruned")]
-            for path in ("{}.bottom_tenth", "{}.worst", "{}.variance", "chance_variance_{}")
+            for path in _OVER_CLIENTS
         )
         facts += [
             ("Worst tenth of clients", " to ".join(say.percent(value, 1) for value in tenth)),
             ("Worst client", " to ".join(say.percent(value, 1) for value in worst)),
             ("Variance over clients", " to ".join(say.plain(value) for value in variance)),
             ("that chance alone would bring", " to ".join(say.plain(value) for value in chance)),
+            ("that is left without chance", " to ".join(say.plain(value) for value in between)),
         ]
     return facts
+
+
+_OVER_CLIENTS = (
+    "{}.bottom_tenth",
+    "{}.worst",
+    "{}.variance",
+    "chance_variance_{}",
+    "between_variance_{}",
+)
 
 
 def _mcnemar(groups: list[Mapping[str, Any]]) -> Table:
@@ -182,17 +224,24 @@ def robustness_section(summary: Json) -> Section:
         return Section("robustness", "Robustness", notes=(Note("mind", words),))
     rows = [_bound_row(robustness, side) for side in ("dense", "pruned")]
     head = ("", "Upper bound", "Largest slope found", "Looseness", "Certified accuracy")
-    table = Table(head, tuple((*row, say.percent(certified.get(row[0]))) for row in rows))
+    table = Table(head, tuple((*row, _certified(certified, row[0])) for row in rows))
     method = robustness.get("method")
+    plot = plot_certified(say.table_of(certified, "curve"), str(certified.get("unit") or ""))
     return Section(
         "robustness",
         "Robustness",
+        plots=() if plot is None else (plot,),
         lead=_bound_lead(certified),
         notes=tuple(_robustness_notes(summary, robustness, certified)),
         tables=(table,),
         bullets_title="How this was computed" if method else "",
         bullets=(say.sentence(method),) if method else (),
     )
+
+
+def _certified(certified: Json, side: str) -> str:
+    share, interval = say.percent(certified.get(side)), certified.get(f"interval_{side}")
+    return f"{share} {say.percent_interval(interval)}" if interval else share
 
 
 def _bound_row(robustness: Json, side: str) -> tuple[str, str, str, str]:

@@ -166,6 +166,50 @@ def plot_groups(
     return Plot(_to_svg(figure, name, title, f"{title}, dense to pruned. {alt}."), title, caption)
 
 
+def plot_certified(curve: Mapping[str, Any], unit: str, name: str = "certified") -> Plot | None:
+    """Draw certified accuracy over radii, dense and pruned, with pointwise intervals.
+
+    Args:
+        curve: as `certified_accuracy.curve` of a summary.
+        unit: of the radii; "" where it has no name.
+        name: prefix of the ids in the SVG.
+
+    Returns:
+        The plot, or None where there is no curve to draw.
+    """
+    radii = curve.get("radii")
+    sides = [curve.get(side) for side in ("dense", "pruned")]
+    if not isinstance(radii, list) or not all(isinstance(side, Mapping) for side in sides):
+        return None
+    figure, axes = _figure(2.8)
+    told = []
+    for side, values, colour, marker in zip(
+        ("dense", "pruned"), sides, (_DENSE, _KEPT), ("s", "o"), strict=True
+    ):
+        assert isinstance(values, Mapping)
+        lines = [[number(value) for value in values.get(key, ())] for key in _CURVE_LINES]
+        if any(len(line) != len(radii) or None in line for line in lines):
+            return None
+        certified, low, high = (np.array(line, dtype=np.float64) for line in lines)
+        axes.fill_between(radii, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(radii, certified, color=colour, marker=marker, markersize=4)
+        told.append(f"{side} {_say(certified[0])} to {_say(certified[-1])}")
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_yticks([0, 0.5, 1], [f"0{PERCENT}", f"50{PERCENT}", f"100{PERCENT}"])
+    axes.grid(color=_GRID, linewidth=0.6)
+    radius = f"l2 radius, in {unit}" if unit else "l2 radius"
+    axes.set_xlabel(radius, color=_MUTED, fontsize=9)
+    title = "Certified accuracy by radius"
+    caption = (
+        f"Grey: dense. Blue: pruned. Bands: exact 95{PERCENT} intervals, radius by radius. At 0 "
+        "it is the accuracy of these rows."
+    )
+    return Plot(_to_svg(figure, name, title, f"{title}: {'; '.join(told)}."), title, caption)
+
+
+_CURVE_LINES = ("certified", "low", "high")
+
+
 def _figure(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasSVG(figure)

@@ -36,6 +36,8 @@ SEALED = (
 )
 
 
+CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # radii of a curve, in the configured one
+
 _NONCE = re.compile("-[0-9a-f]{8}")
 
 
@@ -176,16 +178,21 @@ def certified_accuracies(
 
     Returns:
         Share of the rows with margins that is certified at `radius`, for "dense" and "pruned",
-        each with its exact 95 % interval, and the number of rows.
+        each with its exact 95 % interval, the number of rows, and the same along `CURVE`.
     """
     margins = folder.read_tensors("margins.safetensors")
-    found: JsonDict = {}
+    at = [factor * radius for factor in CURVE]
+    found: JsonDict = {"curve": {"radii": at}}
     for name, (model, architecture) in _models(folder):
         certifier = robustness.Certifier.of(model, architecture.example_input, input_std=input_std)
         radii = robustness.certified_radii(margins[name].numpy(), certifier.body_upper)
         found[name] = float(robustness.certified_accuracy(radii, radius))
         found[f"interval_{name}"] = list(robustness.certified_interval(radii, radius))
         found["rows"] = len(radii)
+        curve = robustness.certified_curve(radii, at)
+        found["curve"][name] = {
+            "certified": list(curve.certified), "low": list(curve.low), "high": list(curve.high)
+        }  # fmt: skip
     return found
 
 
