@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fedprune.fairness.intervals import Interval
-from fedprune.fairness.sample import Change, Sample, accuracies, excess_loss
+from fedprune.fairness.sample import Change, Sample, accuracies, accuracy_interval, excess_loss
 
 Floats = NDArray[np.float64]
 
@@ -28,11 +28,17 @@ def gap_by_chance(sample: Sample) -> tuple[float, float]:
 
 
 def gap_interval(sample: Sample, model: int) -> Interval:
-    """Cover best minus worst accuracy of one model, 0 dense or 1 pruned, whichever they are."""
+    """Cover best minus worst accuracy of one model, 0 dense or 1 pruned, whichever they are.
+
+    A group in which (nearly) every row is right, or wrong, hardly varies over resamples: no band
+    is narrower than the intervals of the single accuracies at a level divided by their number.
+    """
     values = sample.shares(sample.total[sample.shown])[model]
     deviations = _deviations(sample, model)
     reach = _half_widths(deviations, _least_independent(sample), sample.confidence)
-    low, high = values - reach, values + reach
+    single = [_accuracy_interval(sample, int(code), model) for code in sample.shown]
+    low = np.minimum(values - reach, [interval.low for interval in single])
+    high = np.maximum(values + reach, [interval.high for interval in single])
     least = max(0.0, float(low.max() - high.min()))
     return Interval(least, min(1.0, float(high.max() - low.min())))
 
@@ -60,10 +66,35 @@ def _all_draws(sample: Sample, model: int) -> Floats:
     return accuracies(sample.totals[:, sample.shown])[model]
 
 
+def _accuracy_interval(sample: Sample, code: int, model: int) -> Interval:
+    """A group's accuracy at the level that holds for all groups shown (Bonferroni)."""
+    return accuracy_interval(
+        sample.total[code].sum(axis=1 - model),
+        accuracies(sample.totals[:, code])[model],
+        sample.independent(code),
+        sample.whole_clients,
+        1 - (1 - sample.confidence) / len(sample.shown),
+        2 * sample.noise_variance,
+    )
+
+
 def _deviations(sample: Sample, model: int) -> Floats:
-    """Resampled accuracies minus the estimated ones: [resamples, shown]; 0 where undefined."""
-    estimated = accuracies(sample.total[sample.shown])[model]
-    return np.nan_to_num(_all_draws(sample, model) - estimated)
+    """Resampled accuracies minus the estimated ones: [resamples, shown]; 0 where undefined.
+
+    Resamples of a group all of whose rows are right, or wrong, are all the same, which does not
+    make its accuracy certain: it varies then as a binomial share with two rows more of either kind
+    does (Agresti & Coull 1998), in normal draws that are the same every time; clients, where
+    whole ones are resampled, count as its draws.
+    """
+    counts = sample.total[sample.shown]
+    found = np.nan_to_num(_all_draws(sample, model) - accuracies(counts)[model])
+    still = np.flatnonzero(found.std(axis=0) == 0)
+    draws = np.array([sample.independent(int(code)) for code in sample.shown])[still]
+    right = sample.shares(counts)[model][still]
+    share = (right * draws + 2) / (draws + 4)
+    drawn = np.random.default_rng(0).standard_normal((len(found), len(still)))
+    found[:, still] = drawn * np.sqrt(share * (1 - share) / (draws + 4))
+    return found
 
 
 def _least_independent(sample: Sample) -> int:

@@ -46,3 +46,31 @@ def test_a_gap_that_is_there_has_an_interval_above_zero() -> None:
     assert found.gap_pruned_interval.low > 0.5
     assert found.gap_pruned_interval.low < found.gap_pruned < found.gap_pruned_interval.high
     assert found.gap_dense_interval.low < found.gap_pruned_interval.low
+
+
+@pytest.mark.parametrize("clients", [4, 60])
+def test_a_group_that_never_varies_is_not_certain(clients: int) -> None:
+    tables = np.zeros((clients, 2, 2, 2), dtype=int)
+    tables[:, 0, 1, 1], tables[:, 1, 0, 0] = 10, 10  # one always right, the other never
+    found = summarize(tables, ["a", "b"], SimulationRandomness(1), resamples=300)
+    assert found.gap_pruned == 1
+    assert found.gap_pruned_interval.high == 1
+    assert 0.5 < found.gap_pruned_interval.low < 0.97
+    assert found.gap_pruned_by_chance > 0.01
+
+
+@pytest.mark.parametrize("share", [0.98, 1.0])
+def test_intervals_of_gaps_cover_them_near_the_end_of_the_scale(share: float) -> None:
+    covered = 0
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        right = random.random((3, 60)) < np.array([share, share, share - 0.02])[:, None]
+        tables = np.zeros((1, 3, 2, 2), dtype=int)
+        for group in range(3):
+            tables[0, group, 1, 1], tables[0, group, 0, 0] = (
+                right[group].sum(),
+                (~right[group]).sum(),
+            )
+        found = summarize(tables, ["a", "b", "c"], SimulationRandomness(seed), resamples=200)
+        covered += found.gap_pruned_interval.low <= 0.02 <= found.gap_pruned_interval.high
+    assert covered >= 188
