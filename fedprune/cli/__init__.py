@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from fedprune.cli import choosing, deploying, ledgers, results, running, sweeping, timing
+from fedprune.cli import choosing, deploying, examining, ledgers, results, running, sweeping, timing
 from fedprune.errors import FedpruneError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command()(choosing.choose)
 app.command()(results.audit)
 app.command()(results.report)
 app.command()(results.export)
+app.command()(examining.exemplars)
 app.add_typer(ledgers.app, name="ledger")
 app.add_typer(deploying.app, name="deploy")
 
