@@ -179,6 +179,8 @@ class EvaluateConfig(_Table):
     With `tables` = noised a client sends two count tables at most, of its test and of its training
     rows, each with discrete Laplace noise of `table_epsilon` (delta = 0): at record level, or at
     client level, where a table counts `table_rows` of the client's rows at most.
+    With `local_certificates` rows are also certified by bounds that hold in the ball of
+    `certified_radius` around them alone: tighter, and for small networks of ReLUs only.
     """
 
     split: Literal["test", "validation"] = "test"
@@ -192,6 +194,7 @@ class EvaluateConfig(_Table):
     baselines: Switch = True
     certified_radius: Positive = 0.1
     certified_rows: PositiveCount = 1000
+    local_certificates: Switch = False
     confidence: Annotated[
         float, Field(ge=0.5, le=0.9999, description="a number in [0.5, 0.9999]")
     ] = 0.95

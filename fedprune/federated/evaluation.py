@@ -201,8 +201,9 @@ def robustness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDic
         found["input_unit"] = experiment.schema.input_unit
         if found["method"] and experiment.simulated and experiment.tables_wanted:
             margins = {
-                "dense": _margins(experiment, dense, "margins-dense"),
-                "pruned": _margins(experiment, held, "margins-pruned"),
+                name: tensor
+                for side, model in (("dense", dense), ("pruned", held))
+                for name, tensor in _margins(experiment, model, side).items()
             }
             experiment.folder.write_tensors("margins.safetensors", margins)
         return found
@@ -210,17 +211,30 @@ def robustness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDic
     return experiment.phase("robustness", action)
 
 
-def _margins(experiment: Experiment, held: Held, round_name: str) -> Tensor:
-    question = experiment.question(round_name, held, {}, counterfactual=True)
+def _margins(experiment: Experiment, held: Held, side: str) -> dict[str, Tensor]:
+    """Margins of rows of a sample of the clients, and which of them are certified locally."""
+    evaluate = experiment.config.evaluate
+    settings = {"local_radius": evaluate.certified_radius} if evaluate.local_certificates else {}
+    round_name = f"margins-{side}"
+    question = experiment.question(round_name, held, settings, counterfactual=True)
 
-    def read(client: int, answer: RecordDict) -> Margins:
+    def read(client: int, answer: RecordDict) -> tuple[Margins, Margins]:
         del client
         raw = answer_bytes(answer, "margins", "margins")
-        return np.frombuffer(raw, dtype="<f8").astype(np.float64)
+        margins = np.frombuffer(raw, dtype="<f8").astype(np.float64)
+        if not settings:
+            return margins, np.zeros(0)
+        local = np.frombuffer(answer_bytes(answer, "local", "local certificates"), dtype=np.uint8)
+        return margins, np.where(local > 0, evaluate.certified_radius, 0.0)
 
     clients = _certified_clients(experiment)
-    heard = experiment.ask("query.margins", question, clients, round_name, read)
-    return torch.from_numpy(np.concatenate([margins for _, margins in heard]))
+    heard = [
+        found for _, found in experiment.ask("query.margins", question, clients, round_name, read)
+    ]
+    told = {side: torch.from_numpy(np.concatenate([margins for margins, _ in heard]))}
+    if settings:
+        told[f"{side}_local"] = torch.from_numpy(np.concatenate([local for _, local in heard]))
+    return told
 
 
 def _certified_clients(experiment: Experiment) -> list[int]:

@@ -27,16 +27,29 @@ def answer_evaluate(station: Station, question: Question, clients: Sequence[int]
 
 
 def answer_margins(station: Station, question: Question, clients: Sequence[int]) -> list[Outcome]:
-    """Send certificate margins of the test rows: in simulation only."""
+    """Send certificate margins of the test rows: in simulation only.
+
+    Where the question names a `local_radius`, also whether each row is certified at it by bounds
+    that hold in the ball around it alone.
+    """
     station.simulation_only("to send margins of single examples")
     certifier = station.certifier(question.architecture, question.weights)
     places, owners = station.cohort_index(clients, "test")
     source = RowSource(station.dataset.test, places)
-    margins = np.zeros(0)
+    margins, local = np.zeros(0), None
     if len(places):
         inputs, labels = source.batch(0, len(source))
         margins = np.asarray(certifier.margins(inputs, labels), dtype=np.float64)
-    return [
-        answer_content(client, {"margins": margins[owners == i].astype("<f8").tobytes()})
-        for i, client in enumerate(clients)
-    ]
+    if "local_radius" in question.settings:
+        radius = question.number("local_radius", 0.0)
+        local = np.zeros(0, dtype=np.bool_)
+        if len(places):
+            near = station.local_certifier(question.architecture, question.weights)
+            local = near.certified(inputs, labels, radius)
+    found: list[Outcome] = []
+    for i, client in enumerate(clients):
+        content = {"margins": margins[owners == i].astype("<f8").tobytes()}
+        if local is not None:
+            content["local"] = local[owners == i].astype(np.uint8).tobytes()
+        found.append(answer_content(client, content))
+    return found

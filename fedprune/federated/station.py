@@ -87,6 +87,7 @@ class Station:
         self._scores = KeptScores(1 if federation is None else federation.num_clients)
         self._correct: dict[tuple[str, str], NDArray[np.int8]] = {}
         self._certifiers: dict[str, robustness.Certifier] = {}
+        self._local_certifiers: dict[str, robustness.LocalCertifier] = {}
 
     @property
     def simulated(self) -> bool:
@@ -265,6 +266,20 @@ class Station:
                 input_std=self.dataset.input_std,
             )
         return self._certifiers[key]
+
+    def local_certifier(
+        self, architecture: Architecture, weights: Tensor
+    ) -> robustness.LocalCertifier:
+        """The certifier of a model inside balls, made once; LipSDP, which is slow, is left out."""
+        key = model_digest(architecture, weights)
+        if key not in self._local_certifiers:
+            self._local_certifiers[key] = robustness.LocalCertifier.of(
+                model_of(architecture, weights),
+                architecture.example_input,
+                input_std=self.dataset.input_std,
+                work=-1,
+            )
+        return self._local_certifiers[key]
 
     def close(self) -> None:
         """Close the ledger."""

@@ -117,6 +117,10 @@ def plan(
     if config.prune.bound_slack:  # refuses a network without a bound
         example = torch.zeros(1, *schema.input_shape)
         robustness.lipschitz(model, example, samples=0, tighten=False)
+    if config.evaluate.local_certificates:  # refuses a network without local bounds
+        example, label = torch.zeros(1, *schema.input_shape), torch.zeros(1, dtype=torch.int64)
+        local = robustness.LocalCertifier.of(model, example, work=-1)
+        local.certified(example, label, config.evaluate.certified_radius)
     keep = _first_keep(config, layout)
     answer = answer_of(config, len(layout), keep)
     prediction = answer.prediction(keep)
