@@ -47,6 +47,8 @@ class Gate:
         self.channels = None if owned.all() else torch.from_numpy(owned)
         self.channel_last = isinstance(module, nn.Linear)
         self.overwritten = False
+        self.by_secant = False  # whether somebody else collects, of what was seen
+        self.seen = torch.zeros(0)
         self._watched: list[Tensor] | None = None
         self._collected = torch.zeros(0)
         self._anchor = torch.zeros(0)
@@ -73,6 +75,9 @@ class Gate:
         if self._watched is not None:
             self._watched.append(output.clone())
             return self._watched[-1]
+        if self.by_secant:
+            self.seen = output.detach().clone() if self.overwritten else output.detach()
+            return output
         gated: Tensor = _Collect.apply(output, self._anchor, self)
         return gated
 

@@ -30,10 +30,13 @@ from fedprune.pruning.scores.prepared import (
     reduce_precision,
     rows_a_pass,
     run,
+    run_checked,
     share_parameters,
     workers_on,
 )
+from fedprune.pruning.scores.secants import find_secants, run_with_secants
 from fedprune.pruning.structure.layout import UnitLayout
+from fedprune.pruning.structure.programs import Program, trace_program
 
 # A product of fewer rows than this takes another kernel, with other roundings; a pass is filled up
 # to as many, so that an example has the same bits in whichever pass it is.
@@ -93,7 +96,14 @@ class GateGradients:
         device: Where it computes; what it gives lies there too.
     """
 
-    def __init__(self, model: nn.Module, layout: UnitLayout, precision: str = "float32") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: UnitLayout,
+        precision: str = "float32",
+        *,
+        secants: bool = False,
+    ) -> None:
         """Copy and prepare a model; it is not changed itself.
 
         Args:
@@ -102,6 +112,8 @@ class GateGradients:
             precision: "float32", or "bfloat16": between the first and the last layer convolutions
                 and linear layers get factors of 8 bits, and products and gates are summed in
                 float32.
+            secants: Take the change of an activation that alone reads a gate exactly, where the
+                network can be traced (see the module `secants`).
 
         Raises:
             LayoutMismatchError: if the model's layers are not the layout's.
@@ -114,6 +126,8 @@ class GateGradients:
         reduce_precision(self._prepared, layout, precision)
         self._format: torch.memory_format | None = None
         self._overwritten: list[bool] = []
+        self._wants_secants = secants
+        self._program: Program | None = None
         self._looking = threading.Lock()
         self._passes = Spares(self._new_pass)
 
@@ -186,12 +200,18 @@ class GateGradients:
                 self._overwritten = find_overwritten(
                     share_parameters(self._prepared), self._layout, inputs
                 )
+                if self._wants_secants:
+                    names = {site.name for site in self._layout.sites}
+                    laid_out = inputs.contiguous(memory_format=found)
+                    with torch.no_grad():
+                        self._program = trace_program(self._prepared, names, laid_out)
                 self._format = found
 
     def _new_pass(self) -> _Pass:
         model = share_parameters(self._prepared)
         memory_format = self._format or torch.contiguous_format
-        return _Pass(model, self._layout, memory_format, self._overwritten)
+        program = None if self._program is None else self._program.on(model)
+        return _Pass(model, self._layout, memory_format, self._overwritten, program)
 
     def _checked(self, collected: Tensor, losses: Tensor) -> Tensor:
         sound = losses.isfinite()
@@ -216,11 +236,26 @@ class _Pass:
         layout: UnitLayout,
         memory_format: torch.memory_format,
         overwritten: list[bool],
+        program: Program | None,
     ) -> None:
-        self._model, self._format = model, memory_format
+        self._model, self._format, self._program = model, memory_format, program
         self._gates = attach_gates(model, layout)
         for gate, copies in zip(self._gates, overwritten, strict=True):
             gate.overwritten = copies
+        self._by_name = {gate.name: gate for gate in self._gates}
+        self._secants = () if program is None else find_secants(program, list(self._by_name))
+        for secant in self._secants:
+            self._by_name[secant.site].by_secant = True
+
+    def _run(self, inputs: Tensor, anchor: Tensor) -> Tensor:
+        program = self._program
+        if program is None or not self._secants:
+            return run(self._model, inputs)
+        return run_checked(
+            self._model,
+            inputs,
+            lambda rows: run_with_secants(program, self._secants, self._by_name, rows, anchor),
+        )
 
     def measure(
         self, inputs: Tensor, labels: Tensor, num_units: int, probe: Probe, draws: Draws
@@ -231,7 +266,7 @@ class _Pass:
         for gate in self._gates:
             gate.start_at(anchor)
         with torch.enable_grad():
-            logits = run(self._model, inputs.contiguous(memory_format=self._format))
+            logits = self._run(inputs.contiguous(memory_format=self._format), anchor)
             logits = logits.float() if logits.dtype.itemsize < FLOAT32_BYTES else logits
         check_labels(labels, len(inputs), logits.shape[1])
         labels = move(labels, device).long()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -83,9 +84,18 @@ def run(model: nn.Module, inputs: Tensor) -> Tensor:
     Raises:
         ModelError: if the model does not run on them or puts out something else.
     """
+    return run_checked(model, inputs, model)
+
+
+def run_checked(model: nn.Module, inputs: Tensor, call: Callable[[Tensor], Any]) -> Tensor:
+    """As `run`, of what `call` gives, which does what the model does.
+
+    Raises:
+        ModelError: if it does not run on them or puts out something else.
+    """
     name, shape = type(model).__name__, list(inputs.shape)
     try:
-        logits: Tensor = model(inputs)
+        logits: Tensor = call(inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = str(error).partition("\n")[0]
         raise ModelError(f"{name} does not run on inputs of shape {shape}: {reason}") from error

@@ -39,6 +39,31 @@ class Program:
         """Names of the modules that it calls."""
         return set(self._places)
 
+    def calls(self, layer: str) -> int:
+        """How often it calls a module."""
+        return len(self._places.get(layer, ()))
+
+    def on(self, model: nn.Module) -> Program:
+        """The same operations with another copy of the network's modules."""
+        other = copy.copy(self)
+        other.model = model
+        return other
+
+    def caller(self, node: fx.Node) -> Callable[[Any], Any]:
+        """A function that runs one operation with another first argument; the rest are constants.
+
+        Raises:
+            ValueError: if another argument is computed, too.
+        """
+        if any(isinstance(one, fx.Node) for one in (*node.args[1:], *node.kwargs.values())):
+            raise ValueError(f"{node} has more than one computed argument")
+
+        def call(first: Any) -> Any:
+            args = (first, *node.args[1:])
+            return _OPERATIONS[node.op](self.model, node, args, node.kwargs, {})
+
+        return call
+
     def first_of(self, layers: Iterable[str]) -> int:
         """The place of the first call of any of some layers."""
         return min(self._places[layer][0] for layer in layers)

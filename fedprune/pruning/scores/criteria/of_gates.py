@@ -17,6 +17,7 @@ from torch import Tensor
 from fedprune.pruning.scores.clients import Clients
 from fedprune.pruning.scores.criteria.criterion import Batches, Criterion, Question, mean_over
 from fedprune.pruning.scores.gates import GateGradients, Probe
+from fedprune.pruning.scores.separate_gates import GateLayout
 from fedprune.pruning.structure.layout import UnitLayout
 
 _WORD_BYTES = 8
@@ -91,6 +92,7 @@ def of_gates(
     *,
     is_signed: bool = False,
     gated: Callable[[UnitLayout], UnitLayout] = lambda layout: layout,
+    secants: bool = False,
 ) -> Criterion:
     """Make a criterion of a probe: scores are a function of the mean over a minibatch's examples.
 
@@ -99,11 +101,14 @@ def of_gates(
         finish: From the layout and means [n, columns * num_gates] to scores [n, num_units].
         is_signed: Whether scores may fall below zero.
         gated: The layout whose units have a gate each, made of the one that is scored.
+        secants: Whether separate gates, of a `GateLayout`, are closed exactly as far as the next
+            activation.
     """
 
     def values_of(question: Question) -> GateValues:
         layout = gated(question.layout)
-        gates = GateGradients(question.model, layout, question.precision)
+        exactly = secants and isinstance(layout, GateLayout)
+        gates = GateGradients(question.model, layout, question.precision, secants=exactly)
         return GateValues(gates, probe_of(layout), question.seed)
 
     def of_batches(question: Question, batches: Batches) -> Tensor:
