@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each would fight for cores
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import torch
 from helpers import run_small
+
+# A shell's background jobs ignore Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+torch.manual_seed(0)  # for networks that a test file makes when it is imported
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORKERS = 2
@@ -31,6 +39,14 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
         alone = not ALONE.isdisjoint(item.path.relative_to(REPOSITORY / "tests").parts)
         item.add_marker(pytest.mark.xdist_group("alone" if alone else str(item.path)))
+
+
+@pytest.fixture(autouse=True)
+def _same_draws_every_time() -> None:
+    """Let what a test draws without a seed of its own be the same in every run of the suite."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - it is for whoever uses the old generator
+    torch.manual_seed(0)
 
 
 def _unpack_if_present(target: Path) -> Path | None:
