@@ -9,12 +9,12 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each would fight for cores
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import numpy as np  # like torch it asks for the number of threads when it is imported
 import torch
 from helpers import run_small
 
@@ -46,7 +46,7 @@ def _same_draws_every_time() -> None:
     """Let what a test draws without a seed of its own be the same in every run of the suite."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - it is for whoever uses the old generator
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
 
 
 def _unpack_if_present(target: Path) -> Path | None:
