@@ -202,7 +202,7 @@ def plot_certified(curve: Mapping[str, Any], unit: str, name: str = "certified")
     title = "Certified accuracy by radius"
     caption = (
         f"Grey: dense. Blue: pruned. Bands: exact 95{PERCENT} intervals, radius by radius. At 0 "
-        "it is the accuracy of these rows."
+        "it is the share of these rows that is right by more than rounding could change."
     )
     return Plot(_to_svg(figure, name, title, f"{title}: {'; '.join(told)}."), title, caption)
 
