@@ -7,19 +7,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from fedprune import pruning, robustness, runs
+from fedprune import pruning, runs
 from fedprune.config import Config
 from fedprune.data import Dataset, Schema
-from fedprune.errors import ConfigError, PruningError
 from fedprune.privacy.votes.planning import CLIENT_MODEL, USEFUL_RECALL
 from fedprune.pruning import UnitLayout
 from fedprune.runs import Architecture, weights_vector
 from fedprune.study.answers import answer_of, planned_totals
-from fedprune.study.availability import availability_advice, reports_per_step, trace_of
-from fedprune.study.clients import divide, initial_model
+from fedprune.study.availability import availability_advice, reports_per_step
+from fedprune.study.clients import initial_model
+from fedprune.study.feasibility import check_data, check_network
 from fedprune.study.options import WANTED_RECALL, Option, advice, options, recommendation
 
 _TIMED_ROWS = 64
@@ -98,29 +97,11 @@ def plan(
         FedpruneError: if the data cannot be divided, the model not be built or the privacy target
             not be met as configured.
     """
-    if dataset is not None:
-        divide(config, dataset)  # refuses what cannot be divided before anything starts
-    trace_of(config)  # refuses what is no trace of these clients
-    schema.group_names(config.data.groups)  # refuses an attribute that the data do not have
+    check_data(config, schema, dataset)
     architecture = Architecture.dense(config.model.name, schema.num_classes, schema.input_shape)
     layout = architecture.dense_layout
     model = initial_model(config, schema)
-    _check_budget(config, layout)
-    if config.train.margin_radius:  # refuses a network that margins cannot be trained for
-        example = torch.zeros(1, *schema.input_shape)
-        robustness.MarginLoss(model, example, config.train.margin_radius)
-    if config.train.recalibrate and not robustness.batch_norm_layers(model):
-        raise ConfigError(
-            f"train.recalibrate must be 0 for {config.model.name}, which has no batch norm with "
-            f"running statistics, got {config.train.recalibrate}"
-        )
-    if config.prune.bound_slack:  # refuses a network without a bound
-        example = torch.zeros(1, *schema.input_shape)
-        robustness.lipschitz(model, example, samples=0, tighten=False)
-    if config.evaluate.local_certificates:  # refuses a network without local bounds
-        example, label = torch.zeros(1, *schema.input_shape), torch.zeros(1, dtype=torch.int64)
-        local = robustness.LocalCertifier.of(model, example, work=-1)
-        local.certified(example, label, config.evaluate.certified_radius)
+    check_network(config, schema, layout, model)
     keep = _first_keep(config, layout)
     answer = answer_of(config, len(layout), keep)
     prediction = answer.prediction(keep)
@@ -156,20 +137,6 @@ def plan(
         dense_upload_bytes=4 * weights_vector(model).numel(),
         seconds=None if dataset is None else _seconds(config, dataset, model),
     )
-
-
-def _check_budget(config: Config, layout: UnitLayout) -> None:
-    """Refuse a budget that not even one unit a layer fits into."""
-    name, final = config.prune.budget
-    floors = sum(min(config.prune.floor, len(group)) for group in layout.groups)
-    if name == "keep_units" and int(final * len(layout) + 1e-9) < floors:
-        raise PruningError(
-            f"prune.keep_units = {final:g} keeps {int(final * len(layout) + 1e-9)} of "
-            f"{len(layout)} units, but prune.floor = {config.prune.floor} needs {floors}"
-        )
-    if name != "keep_units" or config.prune.round_to > 1:
-        times = runs.latency_table(config)
-        runs.select_units(config, torch.zeros(len(layout)), layout, {name: final}, times)
 
 
 def _first_keep(config: Config, layout: UnitLayout) -> float:
