@@ -8,18 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedprune.errors import FairnessError
+from fedprune.fairness.changes import difference_change, excess_loss, overall_change
+from fedprune.fairness.counting import Counts
 from fedprune.fairness.intervals import Interval, exact_mcnemar, holm
 from fedprune.fairness.method import describe_condition, describe_method, describe_resampled
 from fedprune.fairness.noise import TableNoise
-from fedprune.fairness.sample import (
-    Sample,
-    accuracies,
-    accuracy_interval,
-    difference_change,
-    draw_sample,
-    excess_loss,
-    overall_change,
-)
+from fedprune.fairness.sample import Sample, accuracies, accuracy_interval, draw_sample
 from fedprune.fairness.simultaneous import excess_intervals, gap_by_chance, gap_interval
 from fedprune.fairness.spread import client_spread
 from fedprune.fairness.summary import (
@@ -29,7 +23,7 @@ from fedprune.fairness.summary import (
     PairChange,
     WorstGroup,
 )
-from fedprune.fairness.tables import Counts, GroupTable, stack_tables
+from fedprune.fairness.tables import GroupTable, stack_tables
 from fedprune.randomness import SimulationRandomness
 
 PRIOR_ROWS = 10  # rows by which a small group's accuracy is drawn to the overall one in a choice
@@ -157,6 +151,8 @@ def _check(
     rows = total.sum(axis=(1, 2))
     if len(names) != len(total):
         raise FairnessError(f"names must name {len(total)} groups, got {len(names)} names")
+    if len(set(names)) < len(names):
+        raise FairnessError(f"names of groups must differ, got {list(names)}")
     if rows.sum() <= 0:
         beyond = " beyond their noise" if noisy else ""
         raise FairnessError(f"the tables count zero examples{beyond}: there is nothing to compare")

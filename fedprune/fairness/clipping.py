@@ -7,6 +7,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedprune.errors import FairnessError
 
+MOST_COUNTED = 10**9  # rows of one client that can be drawn from
+
 
 def clip_table(
     tables: ArrayLike, most_rows: int, generator: np.random.Generator
@@ -27,7 +29,8 @@ def clip_table(
         Counts of the same shape, at most the counts given.
 
     Raises:
-        FairnessError: if `most_rows` is under 1 or a count is no natural number.
+        FairnessError: if `most_rows` is under 1 or a count is no natural number or a table
+            counts a thousand million rows.
     """
     counts = np.asarray(tables)
     if most_rows < 1:
@@ -36,6 +39,11 @@ def clip_table(
         raise FairnessError(
             f"tables to clip must be natural numbers [num_clients, ...], got the shape "
             f"{list(counts.shape)} and the type {counts.dtype}"
+        )
+    most = float(counts.reshape(len(counts), -1).sum(axis=1, dtype=np.float64).max(initial=0))
+    if most >= MOST_COUNTED:
+        raise FairnessError(
+            f"tables to clip must count under {MOST_COUNTED:,} rows each, got {most:.4g}"
         )
     clipped = counts.astype(np.int64).reshape(len(counts), -1)
     for client in np.flatnonzero(clipped.sum(axis=1) > most_rows):

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from fedprune.errors import FairnessError
-from fedprune.fairness.tables import as_codes, check_codes, check_lengths
+from fedprune.fairness.counting import as_codes, check_codes, check_lengths
 
 
 def check_groups(

@@ -19,7 +19,7 @@ from torch import nn
 
 from fedprune.errors import FairnessError
 from fedprune.fairness._predict import class_scores
-from fedprune.fairness.tables import Counts, as_codes, check_codes, check_lengths
+from fedprune.fairness.counting import Counts, as_codes, check_codes, check_lengths, count_cells
 
 Floats = NDArray[np.float64]
 
@@ -87,8 +87,7 @@ def find_disagreements(
     fall = dense.mean(axis=0)[truth] - pruned.mean(axis=0)[truth]
     places = np.flatnonzero(before != after)
     places = places[np.argsort(-fall[places], kind="stable")]
-    cell = codes * 2 + (before != after)
-    counts = np.bincount(cell, minlength=2 * count).reshape(count, 2).astype(np.int64)
+    counts = count_cells((codes, (before != after).astype(np.int64)), (count,), cells=(2,))
     return Disagreements(counts, places, before[places], after[places], fall[places])
 
 

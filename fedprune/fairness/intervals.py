@@ -76,13 +76,15 @@ def exact_mcnemar(lost: int, gained: int) -> float:
         gained: rows the first got wrong and the second right.
 
     Raises:
-        FairnessError: if a count is negative.
+        FairnessError: if a count is negative or not whole.
     """
+    if not (float(lost).is_integer() and float(gained).is_integer()):
+        raise FairnessError(f"counts must be whole numbers, got {lost} and {gained}")
     if lost < 0 or gained < 0:
         raise FairnessError(f"counts must be at least 0, got {lost} and {gained}")
     if lost + gained == 0:
         return 1.0
-    return float(stats.binomtest(lost, lost + gained, 0.5).pvalue)
+    return float(stats.binomtest(int(lost), int(lost + gained), 0.5).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> NDArray[np.float64]:

@@ -41,7 +41,9 @@ def describe_method(
         tests += "; rows within these clients are taken as independent, so McNemar's test is exact"
     sentences = [
         f"{100 * sample.confidence:g} % intervals of differences: {resamples:,} paired bootstrap "
-        f"resamples of {_resampled(sample)}; expanded percentiles (Hesterberg 2015).",
+        f"resamples of {_resampled(sample)}; expanded percentiles (Hesterberg 2015), never "
+        "narrower than Wilson's limits for the rows that changed, added in squares "
+        "(Zou & Donner 2008).",
         f"Intervals of accuracies: Wilson's{_effective(sample)}.",
         f"{tests[0].upper()}{tests[1:]}.",
         *_noise_sentences(sample, min_group),

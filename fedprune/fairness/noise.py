@@ -18,13 +18,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from fedprune.errors import FairnessError
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-MAX_DEVIATION = 1e5  # of a sum of draws; its distribution is tabulated out to a dozen of them
+MAX_DEVIATION = 1e5  # of sums whose distribution is tabulated, out to a dozen deviations
+FEW_DRAWS = 16  # sums of fewer are tabulated however wide they are
 
 
 def _laplace(values: Floats, scale: float) -> Floats:
@@ -103,6 +105,11 @@ class TableNoise:
         values = first + np.arange(len(chances))
         return self.draws * float(chances @ values**2)
 
+    @property
+    def _is_wide(self) -> bool:
+        """Whether a sum of many draws is so wide that it is normal: tables would only be large."""
+        return self.draws >= FEW_DRAWS and self.variance > MAX_DEVIATION**2
+
     def times(self, cells: int) -> TableNoise:
         """Describe the noise in the sum of `cells` cells."""
         return replace(self, draws=self.draws * cells)
@@ -111,19 +118,20 @@ class TableNoise:
         """Give the smallest k that the noise in one cell stays at or below with this chance.
 
         Raises:
-            FairnessError: if the chance is not in (0, 1) or the noise is too wide to tabulate.
+            FairnessError: if the chance is not in (0, 1).
         """
         if not 0 < chance < 1:
             raise FairnessError(f"chance must be in (0, 1), got {chance}")
+        if self._is_wide:
+            return math.ceil(float(stats.norm.ppf(chance)) * math.sqrt(self.variance))
         first, cumulated = _sum_of_draws(self.kind, self.scale, self.draws)
         return first + int(np.searchsorted(cumulated, chance))
 
     def sample(self, shape: tuple[int, ...], generator: np.random.Generator) -> Integers:
-        """Draw noise for an analysis or a simulation: [*shape] int64. It protects nobody.
-
-        Raises:
-            FairnessError: if the noise is too wide to tabulate.
-        """
+        """Draw noise for an analysis or a simulation: [*shape] int64. It protects nobody."""
+        if self._is_wide:
+            drawn = generator.normal(0.0, math.sqrt(self.variance), shape)
+            return np.rint(drawn).astype(np.int64)
         first, cumulated = _sum_of_draws(self.kind, self.scale, self.draws)
         places = np.searchsorted(cumulated, generator.random(shape), side="right")
         return first + np.minimum(places, len(cumulated) - 1).astype(np.int64)
@@ -168,13 +176,9 @@ def _sum_of_draws(kind: str, scale: float, draws: int) -> tuple[int, Floats]:
     """First value and cumulated chances of a sum of draws, by the Fourier transform."""
     first, chances = _one_draw(kind, scale)
     values = first + np.arange(len(chances))
-    deviation = math.sqrt(draws * float(chances @ values**2))
-    if deviation > MAX_DEVIATION:
-        raise FairnessError(
-            f"noise of standard deviation {deviation:.3g} is wider than {MAX_DEVIATION:g}"
-        )
     if draws == 1:
         return first, np.cumsum(chances)
+    deviation = math.sqrt(draws * float(chances @ values**2))
     half = 2 ** math.ceil(math.log2(12 * deviation - first))
     wrapped = np.zeros(2 * half)
     wrapped[values % (2 * half)] = chances

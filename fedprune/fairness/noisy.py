@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.errors import FairnessError
+from fedprune.fairness.counting import Counts
 from fedprune.fairness.noise import TableNoise
-from fedprune.fairness.tables import CELLS, Counts
+from fedprune.fairness.tables import CELLS
 
 Floats = NDArray[np.float64]
 

@@ -17,11 +17,11 @@ from numpy.typing import ArrayLike
 
 from fedprune.errors import FairnessError
 from fedprune.fairness.analysis import summarize
+from fedprune.fairness.counting import Counts
 from fedprune.fairness.intervals import Interval
 from fedprune.fairness.noise import TableNoise
 from fedprune.fairness.outcomes import RATES, OutcomeTable, rate_tables, stack_outcomes
 from fedprune.fairness.summary import FairnessSummary, PairChange, plain
-from fedprune.fairness.tables import Counts
 from fedprune.randomness import SimulationRandomness
 
 JUDGED = ("selection", "true positive", "false positive")

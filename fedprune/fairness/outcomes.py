@@ -9,25 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import nn
 
 from fedprune.errors import FairnessError
 from fedprune.fairness._predict import predict_classes
-from fedprune.fairness.tables import (
+from fedprune.fairness.counting import (
     Counts,
-    GroupTable,
+    CountTable,
     as_codes,
     check_codes,
     check_lengths,
-    check_whole,
+    checked_counts,
+    count_cells,
+    stack,
 )
-
-SHAPE = (2, 2, 2)  # label x dense prediction x pruned prediction
+from fedprune.fairness.tables import GroupTable
 
 
 def _selection(counts: Counts) -> Counts:
@@ -57,26 +58,11 @@ RATES: dict[str, tuple[Callable[[Counts], Counts], int]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class OutcomeTable:
+class OutcomeTable(CountTable):
     """Counts [num_groups, 2, 2, 2] int64: group x label x dense x pruned prediction."""
 
-    counts: Counts
-
-    def __post_init__(self) -> None:
-        """Check and freeze the counts.
-
-        Raises:
-            FairnessError: if the shape is not [num_groups, 2, 2, 2] or a count is no natural
-                number.
-        """
-        counts = _checked(np.asarray(self.counts))
-        if counts.ndim != 4:
-            raise FairnessError(
-                f"an outcome table must have the shape [num_groups, 2, 2, 2], "
-                f"got {list(counts.shape)}"
-            )
-        counts.setflags(write=False)
-        object.__setattr__(self, "counts", counts)
+    CELLS: ClassVar[tuple[int, ...]] = (2, 2, 2)
+    WHAT: ClassVar[str] = "an outcome table"
 
     @classmethod
     def of(
@@ -124,45 +110,9 @@ class OutcomeTable:
         tables = client_outcome_tables(labels, dense, pruned, groups, one_client, 1, num_groups)
         return cls(tables[0])
 
-    @property
-    def num_groups(self) -> int:
-        """Groups in the table, those without rows included."""
-        return int(self.counts.shape[0])
-
-    @property
-    def rows(self) -> int:
-        """Rows counted, over all groups."""
-        return int(self.counts.sum())
-
-    def to_array(self) -> Counts:
-        """Return a fresh copy of the counts: [num_groups, 2, 2, 2] int64."""
-        return self.counts.copy()
-
     def group_table(self) -> GroupTable:
         """Give the plain table of the same rows: group x dense right x pruned right."""
         return GroupTable(_accuracy(self.counts))
-
-    def __add__(self, other: OutcomeTable) -> OutcomeTable:
-        """Add two tables of the same groups.
-
-        Raises:
-            FairnessError: if the numbers of groups differ.
-        """
-        if not isinstance(other, OutcomeTable):
-            return NotImplemented
-        if self.num_groups != other.num_groups:
-            raise FairnessError(
-                f"tables of {self.num_groups} and of {other.num_groups} groups cannot be added"
-            )
-        return OutcomeTable(self.counts + other.counts)
-
-    def __eq__(self, other: object) -> bool:
-        """Tables are equal where every count is."""
-        return isinstance(other, OutcomeTable) and np.array_equal(self.counts, other.counts)
-
-    def __hash__(self) -> int:
-        """Hash the counts."""
-        return hash((self.counts.shape, self.counts.tobytes()))
 
 
 def client_outcome_tables(
@@ -200,11 +150,8 @@ def client_outcome_tables(
         check_codes(columns[name], 2, f"code of {name} of a binary task", "classes")
     group_count = check_codes(columns["groups"], num_groups, "group code", "num_groups")
     client_count = check_codes(ids, num_clients, "client number", "num_clients")
-    cell = ids * group_count + columns["groups"]
-    for name in ("labels", "dense", "pruned"):
-        cell = cell * 2 + columns[name]
-    counts = np.bincount(cell, minlength=client_count * group_count * 8)
-    return counts.astype(np.int64).reshape(client_count, group_count, *SHAPE)
+    codes = (ids, columns["groups"], columns["labels"], columns["dense"], columns["pruned"])
+    return count_cells(codes, (client_count, group_count), cells=OutcomeTable.CELLS)
 
 
 def stack_outcomes(
@@ -221,12 +168,7 @@ def stack_outcomes(
         FairnessError: if there is no table, shapes differ or a count is no natural number (no
             whole number, for noisy ones).
     """
-    if isinstance(tables, OutcomeTable):
-        return tables.to_array()[None]
-    if isinstance(tables, Sequence) and any(isinstance(one, OutcomeTable) for one in tables):
-        return _stack_sequence(tables)
-    counts = _checked(np.asarray(tables), noisy)
-    return counts.reshape(-1, *counts.shape[-4:])
+    return stack(OutcomeTable, tables, noisy)
 
 
 def rate_tables(counts: ArrayLike, rate: str) -> Counts:
@@ -244,23 +186,5 @@ def rate_tables(counts: ArrayLike, rate: str) -> Counts:
     """
     if rate not in RATES:
         raise FairnessError(f"rate must be one of {', '.join(RATES)}, got {rate!r}")
-    return np.ascontiguousarray(RATES[rate][0](_checked(np.asarray(counts), noisy=True)))
-
-
-def _stack_sequence(tables: Sequence[Any]) -> Counts:
-    odd = next((table for table in tables if not isinstance(table, OutcomeTable)), None)
-    if odd is not None:
-        raise FairnessError(f"every table must be an OutcomeTable, got {type(odd).__name__}")
-    sizes = sorted({table.num_groups for table in tables})
-    if len(sizes) > 1:
-        raise FairnessError(f"tables must have the same number of groups, got {sizes}")
-    return np.stack([table.counts for table in tables])
-
-
-def _checked(counts: NDArray[Any], noisy: bool = False) -> Counts:
-    if counts.ndim < 4 or counts.shape[-3:] != SHAPE or 0 in counts.shape:
-        raise FairnessError(
-            f"outcome tables must end in the axes [num_groups, 2, 2, 2] and hold at least one "
-            f"group, got the shape {list(counts.shape)}"
-        )
-    return check_whole(counts, noisy)
+    found = checked_counts(OutcomeTable, np.asarray(counts), noisy=True)
+    return np.ascontiguousarray(RATES[rate][0](found))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.errors import FairnessError
-from fedprune.fairness.tables import Counts
+from fedprune.fairness.counting import Counts
 
 Totals = NDArray[np.float64]
 

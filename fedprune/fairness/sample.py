@@ -1,4 +1,4 @@
-"""Point estimates from counts, each with the resamples that say how far it may be off."""
+"""Counts with their resamples, and accuracies with the intervals that follow from both."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from fedprune.fairness.intervals import (
-    Interval,
-    expanded_tail,
-    unseen_share,
-    wilson,
-)
+from fedprune.fairness.counting import Counts
+from fedprune.fairness.intervals import Interval, wilson
 from fedprune.fairness.noise import TableNoise
 from fedprune.fairness.noisy import (
     check_rows,
@@ -23,7 +19,6 @@ from fedprune.fairness.noisy import (
     resample_noisy_records,
 )
 from fedprune.fairness.resampling import resample_clients, resample_records
-from fedprune.fairness.tables import Counts
 from fedprune.randomness import SimulationRandomness
 
 Floats = NDArray[np.float64]
@@ -43,6 +38,7 @@ class Sample:
         holders: [num_groups] clients with rows of the group; estimated where there is noise.
         effective: [num_groups] clients of equal size that would say as much about the group.
         clients: clients with rows; all clients where there is noise.
+        effective_clients: clients of equal size that would say as much about all groups together.
         whole_clients: whether whole clients were resampled, or else records within clients.
         confidence: of every interval.
         noise: in every cell of every client's table; None where counts are exact.
@@ -55,6 +51,7 @@ class Sample:
     holders: Counts
     effective: Counts
     clients: int
+    effective_clients: int
     whole_clients: bool
     confidence: float
     noise: TableNoise | None = None
@@ -66,6 +63,10 @@ class Sample:
             return max(2, int(self.effective[code]))
         return int(self.total[code].sum())
 
+    def independent_overall(self) -> int:
+        """Independent draws behind all groups together, as `independent` of one."""
+        return max(2, self.effective_clients) if self.whole_clients else int(self.total.sum())
+
     def seen(self, code: int) -> int:
         """Draws that could have shown what a group hides: clients that hold it, or its rows."""
         return int(self.holders[code] if self.whole_clients else self.total[code].sum())
@@ -74,44 +75,6 @@ class Sample:
         """Dense and pruned accuracy of `counts`; noise cannot make them impossible."""
         dense, pruned = accuracies(counts)
         return np.clip(dense, 0.0, 1.0), np.clip(pruned, 0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class Change:
-    """An estimated difference with its resamples.
-
-    `allowance` is what the resamples cannot show: in a group where every row changed alike (as
-    when none changed at all) every resample is the same, yet that many rows do not prove it of
-    all rows. See `unseen_share`.
-    """
-
-    value: float
-    draws: Floats
-    independent: int
-    allowance: float
-    limit: float
-
-    def interval(self, confidence: float) -> Interval:
-        """Expanded percentiles, widened by the allowance, within what is possible."""
-        tail = expanded_tail(self.independent, confidence)
-        low, high = np.quantile(self.draws, [tail, 1 - tail])
-        return Interval(
-            max(-self.limit, float(low) - self.allowance),
-            min(self.limit, float(high) + self.allowance),
-        )
-
-    def p_value(self) -> float:
-        """Two-sided p-value of no difference: Student's t on the spread of the resamples.
-
-        Counting resamples beyond zero would not do: its smallest value, one in their number,
-        times the number of groups (Holm) can be too large to ever reject.
-        """
-        n = self.independent
-        error = float(self.draws.std()) * math.sqrt(n / (n - 1))
-        if error == 0:  # every row followed its group: what share could have hidden the truth?
-            return min(1.0, 2 * (1 - min(2.0, abs(self.value)) / 2) ** n)
-        distance = max(0.0, abs(self.value) - self.allowance)
-        return 2 * float(stats.t.sf(distance / error, n - 1))
 
 
 def draw_sample(
@@ -132,8 +95,17 @@ def draw_sample(
     whole = clients >= MIN_CLIENTS and bool(np.all(holders[shown] >= MIN_HOLDERS))
     draw = resample_clients if whole else resample_records
     totals = draw(tables, resamples, rng.stream("fairness resamples").generator)
-    effective = effective_holders(tables)
-    return Sample(tables.sum(axis=0), totals, shown, holders, effective, clients, whole, confidence)
+    return Sample(
+        total=tables.sum(axis=0),
+        totals=totals,
+        shown=shown,
+        holders=holders,
+        effective=effective_holders(tables),
+        clients=clients,
+        effective_clients=_effective_clients(tables, None),
+        whole_clients=whole,
+        confidence=confidence,
+    )
 
 
 def _draw_noisy_sample(
@@ -160,11 +132,17 @@ def _draw_noisy_sample(
         holders=holders,
         effective=holders,
         clients=len(tables),
+        effective_clients=_effective_clients(tables, noise),
         whole_clients=whole,
         confidence=confidence,
         noise=noise,
         noise_variance=noise.times(len(tables)).variance,
     )
+
+
+def _effective_clients(tables: Counts, noise: TableNoise | None) -> int:
+    all_groups = None if noise is None else noise.times(tables.shape[1])
+    return int(effective_holders(tables.sum(axis=1, keepdims=True), all_groups)[0])
 
 
 def accuracies(counts: Counts | Floats) -> tuple[Floats, Floats]:
@@ -229,51 +207,3 @@ def _add_noise(sampling: Interval, raw: float, reach: float) -> Interval:
     low = raw - math.hypot(share - sampling.low, reach)
     high = raw + math.hypot(sampling.high - share, reach)
     return Interval(min(share, max(0.0, low)), max(share, min(1.0, high)))
-
-
-def overall_change(sample: Sample) -> Change:
-    """Pruned minus dense accuracy over all rows."""
-    total = sample.total.sum(axis=0)
-    independent = sample.clients if sample.whole_clients else int(total.sum())
-    draws = _pruned_minus_dense(sample.totals.sum(axis=1))
-    allowance = _allowance(total, independent, sample.confidence)
-    value = float(_pruned_minus_dense(total))
-    return Change(value, draws, independent, allowance, limit=1.0)
-
-
-def excess_loss(sample: Sample, code: int) -> Change:
-    """psi_g = (A_g dense - A_g pruned) - (A dense - A pruned)."""
-    draws = _pruned_minus_dense(sample.totals.sum(axis=1)) - _pruned_minus_dense(
-        sample.totals[:, code]
-    )
-    value = _pruned_minus_dense(sample.total.sum(axis=0)) - _pruned_minus_dense(sample.total[code])
-    independent = sample.independent(code)
-    allowance = _allowance(sample.total[code], sample.seen(code), sample.confidence)
-    return Change(float(value), draws[np.isfinite(draws)], independent, allowance, limit=2.0)
-
-
-def difference_change(sample: Sample, best: int, worst: int) -> Change:
-    """Change, dense to pruned, of the accuracy of `best` minus that of `worst`."""
-    draws = _pruned_minus_dense(sample.totals[:, best]) - _pruned_minus_dense(
-        sample.totals[:, worst]
-    )
-    value = _pruned_minus_dense(sample.total[best]) - _pruned_minus_dense(sample.total[worst])
-    counts = [(code, sample.seen(code)) for code in (best, worst)]
-    allowance = sum(_allowance(sample.total[code], n, sample.confidence) for code, n in counts)
-    independent = min(sample.independent(code) for code in (best, worst))
-    return Change(float(value), draws[np.isfinite(draws)], independent, allowance, limit=2.0)
-
-
-def _pruned_minus_dense(counts: Counts | Floats) -> Floats:
-    dense, pruned = accuracies(counts)
-    return pruned - dense
-
-
-def _allowance(cells: Counts, independent: int, confidence: float) -> float:
-    rows, lost, gained = int(cells.sum()), max(0, int(cells[1, 0])), max(0, int(cells[0, 1]))
-    one_sided = 1 - (1 - confidence) / 2
-    if lost + gained == 0:
-        return unseen_share(independent, one_sided)
-    if rows in (lost, gained):  # a row that did not follow may differ by one, or by two
-        return 2 * unseen_share(independent, one_sided)
-    return 0.0

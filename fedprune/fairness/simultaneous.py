@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from fedprune.fairness.changes import Change, excess_loss
 from fedprune.fairness.intervals import Interval
-from fedprune.fairness.sample import Change, Sample, accuracies, accuracy_interval, excess_loss
+from fedprune.fairness.sample import Sample, accuracies, accuracy_interval
 
 Floats = NDArray[np.float64]
 
@@ -53,12 +54,14 @@ def excess_intervals(sample: Sample) -> list[Interval]:
     excess = (dense - pruned) - overall[:, None]
     deviations = np.nan_to_num(excess - np.array([change.value for change in changes]))
     reach = _half_widths(deviations, _least_independent(sample), sample.confidence)
+    each = 1 - (1 - sample.confidence) / len(changes)  # Bonferroni, where few rows changed
+    least = [change.least_interval(each) for change in changes]
     return [
         Interval(
-            max(-change.limit, change.value - float(half) - change.allowance),
-            min(change.limit, change.value + float(half) + change.allowance),
+            max(-change.limit, min(change.value - float(half) - change.allowance, single.low)),
+            min(change.limit, max(change.value + float(half) + change.allowance, single.high)),
         )
-        for change, half in zip(changes, reach, strict=True)
+        for change, half, single in zip(changes, reach, least, strict=True)
     ]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprune.fairness.counting import Counts
 from fedprune.fairness.noise import TableNoise
 from fedprune.fairness.sample import accuracies
 from fedprune.fairness.summary import ClientSpread, Spread
-from fedprune.fairness.tables import Counts
 
 Floats = NDArray[np.float64]
 

@@ -26,6 +26,10 @@ class AccuracyChange:
 class GroupResult:
     """One group. Every figure is None where the group is too small to be shown.
 
+    A small group is left out because figures of so few rows say nothing. That hides nobody: its
+    number of rows is here, and what the others leave of the overall figures is its own. What
+    protects records is noise.
+
     `excess_loss` is psi_g = (A_g dense - A_g pruned) - (A dense - A pruned): what pruning cost
     this group beyond what it cost everyone. `p_holm` tests psi_g = 0, adjusted over the groups.
     `mcnemar_p` tests that dense and pruned are equally often right in this group, exactly; it is

@@ -17,7 +17,6 @@ therefore bounds the gap's change with no correction for their number (intersect
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,8 +24,9 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from fedprune.errors import FairnessError
+from fedprune.fairness.changes import Change, difference_change
 from fedprune.fairness.noise import TableNoise
-from fedprune.fairness.sample import Change, Sample, difference_change, draw_sample
+from fedprune.fairness.sample import Sample, draw_sample
 from fedprune.fairness.tables import GroupTable, stack_tables
 from fedprune.randomness import SimulationRandomness
 
@@ -164,21 +164,20 @@ def _pairs(sample: Sample, pair: tuple[int, int] | None) -> list[tuple[int, int]
     return list(itertools.permutations(shown, 2))
 
 
-def _error(change: Change) -> float:
-    return float(change.draws.std()) * math.sqrt(change.independent / (change.independent - 1))
-
-
 def _p_value(change: Change, tolerance: float, confidence: float) -> float:
-    distance, error = tolerance - change.value - change.allowance, _error(change)
+    distance, error = tolerance - change.value - change.allowance, change.error
+    least = change.shares.tail(tolerance - change.value, upward=True)
     if error == 0:
         # Every row followed its group; the allowance covers what hid at its own level, no more.
-        return 1.0 if distance <= 0 else (1 - confidence) / 2
-    return float(stats.t.sf(distance / error, change.independent - 1))
+        return max(least, 1.0 if distance <= 0 else (1 - confidence) / 2)
+    return max(least, float(stats.t.sf(distance / error, change.independent - 1)))
 
 
 def _upper_limit(change: Change, confidence: float) -> float:
     quantile = float(stats.t.isf(1 - confidence, change.independent - 1))
-    return min(change.limit, change.value + change.allowance + quantile * _error(change))
+    reach = change.shares.reach(float(stats.norm.isf(1 - confidence)), upward=True)
+    resampled = change.allowance + quantile * change.error
+    return min(change.limit, change.value + max(resampled, reach))
 
 
 def _check(tolerance: float, confidence: float, resamples: int) -> None:

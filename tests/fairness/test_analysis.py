@@ -274,6 +274,7 @@ def test_p_values_reject_a_true_hypothesis_no_more_often_than_the_level() -> Non
     [
         ({"tables": np.zeros((4, 2, 2, 2))}, "zero examples"),
         ({"tables": np.ones((4, 1, 2, 2)), "names": ["all"]}, "at least two groups, got only"),
+        ({"names": ["a", "a"]}, "names of groups must differ"),
         ({"names": ["a"]}, "names must name 2 groups, got 1"),
         ({"confidence": 1.0}, "confidence must be in"),
         ({"resamples": 10}, "resamples must be at least 100"),

@@ -105,6 +105,8 @@ def test_what_no_draw_showed_is_the_exact_limit_at_zero_successes() -> None:
         (lambda: wilson(0, 0), "got 0 of 0"),
         (lambda: clopper_pearson(1, 2, 1.0), "confidence must be in"),
         (lambda: exact_mcnemar(-1, 2), "at least 0, got -1"),
+        (lambda: exact_mcnemar(1.5, 2), "whole numbers"),
+        (lambda: exact_mcnemar(float("nan"), 2), "whole numbers"),
         (lambda: holm([0.5, float("nan")]), "p-values must be in"),
         (lambda: paired_difference([1.0], [1.0, 2.0]), "same seeds"),
         (lambda: paired_difference([], []), "same seeds"),

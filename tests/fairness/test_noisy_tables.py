@@ -108,6 +108,15 @@ def test_groups_are_shown_where_the_noise_is_a_small_part_of_them() -> None:
     assert decided_groups(tables, 30, 0.95, NOISE).tolist() == [0]
 
 
+def test_noise_too_wide_to_tabulate_does_not_hide_what_very_many_clients_show() -> None:
+    generator, noise = np.random.default_rng(9), TableNoise("discrete-laplace", 800.0)
+    tables = draw_tables(generator, 10_000, 400)
+    drawn = tables + noise.sample(tables.shape, generator)
+    found = summarize(drawn, ["a", "b"], SimulationRandomness(0), resamples=100, noise=noise)
+    assert not any(group.too_small for group in found.groups)
+    assert found.pair.interval.low <= true_change() <= found.pair.interval.high
+
+
 def test_effective_holders_are_clients_of_equal_size() -> None:
     tables = np.zeros((200, 2, 2, 2), dtype=np.int64)
     tables[:40, 0, 1, 1] = 500

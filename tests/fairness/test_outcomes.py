@@ -234,7 +234,10 @@ ONES = np.ones((4, 3, 2, 2, 2), dtype=np.int64) * 20
         (lambda: OutcomeTable(np.ones((2, 2, 2))), "num_groups, 2, 2, 2"),
         (lambda: OutcomeTable(np.full((2, 2, 2, 2), np.nan)), "whole numbers"),
         (lambda: OutcomeTable(ONES[0]) + OutcomeTable(ONES[0, :2]), "cannot be added"),
-        (lambda: stack_outcomes([OutcomeTable(ONES[0]), ONES[0]]), "must be an OutcomeTable"),
+        (
+            lambda: stack_outcomes([OutcomeTable(ONES[0]), ONES[0]]),
+            "of the type OutcomeTable",
+        ),
         (lambda: rate_tables(ONES, "recall"), "one of accuracy"),
         (
             lambda: summarize_outcomes(ONES, ["a"], SimulationRandomness(0)),

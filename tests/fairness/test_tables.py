@@ -161,6 +161,25 @@ def test_group_codes_that_are_no_whole_numbers_are_refused() -> None:
         GroupTable.from_correct([1, 0], [True, True], [0, 0])
 
 
+@pytest.mark.parametrize("code", [10**9, 10**12, 2**63 - 1])
+def test_codes_with_gaps_ask_for_no_memory(code: int) -> None:
+    with pytest.raises(FairnessError, match="numbered from 0 without gaps"):
+        GroupTable.from_correct([True, False], [True, False], [0, code])
+    with pytest.raises(FairnessError, match="numbered from 0 without gaps"):
+        client_tables([True, False], [True, False], [0, 1], [0, code])
+
+
+def test_numbers_that_are_no_numbers_of_groups_are_refused() -> None:
+    with pytest.raises(FairnessError, match="codes below 2\\^63"):
+        GroupTable.from_correct([True], [True], np.array([2**63 + 1], dtype=np.uint64))
+    with pytest.raises(FairnessError, match=r"num_groups must be a whole number, got 2\.5"):
+        GroupTable.from_correct([True], [True], [0], 2.5)
+
+
+def test_counts_may_be_nested_lists() -> None:
+    assert GroupTable([[[1, 2], [3, 4]]]).rows == 10
+
+
 def test_a_model_whose_scores_are_not_finite_is_refused_by_name(problem) -> None:
     dense, pruned, inputs, labels, groups = problem
     with torch.no_grad():
@@ -176,6 +195,10 @@ def test_a_model_whose_scores_are_not_finite_is_refused_by_name(problem) -> None
         ([[[1, 2], [3, -4]]], "at least 0, got -4"),
         ([[[1, 2], [3, 4.5]]], "whole numbers"),
         ([[["a", "b"], ["c", "d"]]], "whole numbers"),
+        ([[[1, 2], [3, float("inf")]]], "not finite"),
+        (np.full((2, 2, 2), 1e30), "at most 2\\^53 rows together"),
+        (np.full((2, 2, 2), 2**62), "at most 2\\^53 rows together"),
+        (np.full((2, 2, 2), 2**64 - 1, dtype=np.uint64), "at most 2\\^53 rows together"),
         (np.zeros((0, 2, 2)), "at least one group"),
         (np.zeros((3, 2, 2, 2)), r"\[num_groups, 2, 2\]"),
     ],

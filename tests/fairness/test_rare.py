@@ -1,0 +1,108 @@
+"""Where pruning changed few rows, what is said of them still holds: counted out, not drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from fedprune.fairness import gap_test, summarize, wilson
+from fedprune.fairness.changes import Change
+from fedprune.fairness.rare import Share, Shares, net_change
+from fedprune.fairness.sample import draw_sample
+from fedprune.randomness import SimulationRandomness
+
+NAMES = ["many", "few"]
+MANY = 2000  # rows of the group in which nothing changes
+OTHER = np.array([[[[100, 0], [0, 900]], [[200, 0], [0, 800]]]])
+
+
+def with_losses(lost: int, rows: int, everywhere: int = 0) -> np.ndarray:
+    """One client; of `rows` rows of the second group `lost` are lost, of the first `everywhere`."""
+    tables = np.zeros((1, 2, 2, 2), dtype=np.int64)
+    tables[0, 0] = [[200, 0], [everywhere, MANY - 200 - everywhere]]
+    tables[0, 1] = [[0, 0], [lost, rows - lost]]
+    return tables
+
+
+def summary(tables: np.ndarray):
+    return summarize(tables, NAMES, SimulationRandomness(0), other=OTHER, resamples=500)
+
+
+@pytest.mark.parametrize("rows", [50, 100, 185])
+def test_a_gap_that_grew_is_let_through_at_most_at_the_level_however_few_rows_changed(rows) -> None:
+    passes = [
+        gap_test(
+            with_losses(lost, rows), NAMES, SimulationRandomness(0), tolerance=3.75 / rows,
+            resamples=500,
+        ).p_value <= 0.05
+        for lost in range(16)
+    ]  # fmt: skip
+    chances = stats.binom.pmf(np.arange(16), rows, 3.75 / rows)
+    assert chances @ passes <= 0.05
+
+
+@pytest.mark.parametrize("mean", [1.0, 2.5, 3.75, 6.0])
+def test_intervals_cover_what_few_rows_hardly_show(mean: float) -> None:
+    rows, lost = 100, np.arange(25)
+    found = [summary(with_losses(count, rows)) for count in lost]
+    chances, share = stats.binom.pmf(lost, rows, mean / rows), rows / (rows + MANY)
+    changes = [one.pair.interval.low <= mean / rows <= one.pair.interval.high for one in found]
+    excess = mean / rows * (1 - share)
+    bands = [one.groups[1].excess_simultaneous for one in found]
+    single = [one.groups[1].excess_interval for one in found]
+    assert chances @ changes >= 0.94
+    assert chances @ [one.low <= excess <= one.high for one in single] >= 0.94
+    assert chances @ [one.low <= excess <= one.high for one in bands] >= 0.94
+
+
+def test_one_lucky_row_less_is_no_proof_that_a_group_fares_otherwise() -> None:
+    found = summary(with_losses(1, 100, everywhere=75))  # 3.75 of 100 were to be expected
+    assert stats.poisson.cdf(1, 3.75) > 0.1
+    assert found.groups[1].p_holm > 0.05
+
+
+def test_clients_that_are_all_alike_do_not_make_figures_certain() -> None:
+    tables = np.repeat(with_losses(1, 10, everywhere=40), 40, axis=0)
+    found = summary(tables)
+    assert found.resampled == "whole clients"
+    for interval in (found.pair.interval, found.groups[1].excess_interval):
+        assert interval.high - interval.low > 0.01
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.sampled_from([0.5, 1.0, 1.96, 3.0]))
+def test_the_reach_of_one_share_is_wilsons(count: int, others: int, deviations: float) -> None:
+    rows = count + others + 1
+    low, high = wilson(count, rows, 1 - 2 * stats.norm.sf(deviations))
+    one = Shares((Share(1.0, count, rows),))
+    share = count / rows
+    assert one.reach(deviations, upward=True) == pytest.approx(high - share, abs=1e-12)
+    assert one.reach(deviations, upward=False) == pytest.approx(share - low, abs=1e-12)
+    turned = Shares((Share(-1.0, count, rows),))
+    assert turned.reach(deviations, upward=True) == pytest.approx(share - low, abs=1e-12)
+
+
+@given(st.integers(0, 20), st.integers(1, 20), st.floats(0.5, 4), st.booleans())
+def test_the_tail_turns_the_reach_round(gained, lost, deviations, upward) -> None:
+    cells = np.array([[30, gained], [lost, 50]])
+    shares = Shares(net_change(cells, 0.7), noise_variance=2.0)
+    distance = shares.reach(deviations, upward=upward)
+    assert shares.tail(distance, upward=upward) == pytest.approx(stats.norm.sf(deviations))
+    assert shares.tail(0.0, upward=upward) == 1.0
+
+
+def test_resamples_that_are_all_the_same_have_no_error_whatever_rounding_makes_of_it() -> None:
+    draws = np.full(1000, 37 / 137 - 1)
+    assert draws.std() > 0  # by rounding
+    assert Change(draws[0], draws, 37, 0.0, 2.0, Shares(())).error == 0.0
+
+
+def test_all_groups_together_stand_on_as_many_clients_as_each_where_each_is_spread_alike() -> None:
+    tables = np.full((40, 2, 2, 2), 1)
+    tables[:2] = 300  # two clients have nearly all rows
+    found = draw_sample(tables, 30, 0.95, 100, SimulationRandomness(0))
+    assert found.clients == 40
+    assert found.effective.tolist() == [2, 2]
+    assert found.independent_overall() == 2
