@@ -11,7 +11,7 @@ from fedprune.robustness.certificates import (
     certified_radii,
 )
 from fedprune.robustness.composition import BlockNorm
-from fedprune.robustness.dense_sdp import SlopeSystem, chain, chain_bound, slope_bound
+from fedprune.robustness.dense_sdp import chain_bound, slope_bound
 from fedprune.robustness.geometry import Axis, Geometry
 from fedprune.robustness.layer_norms import (
     convolution_norm,
@@ -30,6 +30,7 @@ from fedprune.robustness.recalibration import (
     batch_norm_sums,
     recalibrate,
 )
+from fedprune.robustness.slope_systems import SlopeSystem, chain
 from fedprune.robustness.spectral import Norm
 from fedprune.robustness.torus import gram_torus_norm, torus_norm
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedprune.errors import RobustnessError
 from fedprune.randomness import SimulationRandomness
+from fedprune.robustness.model_checks import check_eval_mode, check_weights
 from fedprune.robustness.network import Std, input_scale
 from fedprune.robustness.ranges import Range, check_range
 
@@ -36,6 +37,7 @@ class AttackResult:
     distance: Tensor
 
 
+@torch.inference_mode(False)
 def pgd(
     model: nn.Module,
     inputs: Tensor,
@@ -63,9 +65,15 @@ def pgd(
         seed: of the random starts.
 
     Raises:
-        RobustnessError: if shapes do not match, a radius is negative or not finite, or an input
-            lies outside the range.
+        RobustnessError: if shapes do not match, a radius is negative or not finite, labels are not
+            classes, an input lies outside the range, the model is in train mode or has weights
+            that are not finite, or there are no steps or restarts.
     """
+    if steps < 1 or restarts < 1:
+        raise RobustnessError(
+            f"steps and restarts must be at least 1, got {steps} and {restarts}: an attack that "
+            f"does not move says nothing"
+        )
     search = _Search.of(model, inputs, labels, radii, input_std, input_range, seed)
     for restart in range(restarts):
         moved = search.random_start() if restart else torch.zeros_like(search.inputs)
@@ -76,6 +84,7 @@ def pgd(
     return search.result()
 
 
+@torch.inference_mode(False)
 def direct_search(
     model: nn.Module,
     inputs: Tensor,
@@ -93,6 +102,8 @@ def direct_search(
     does; the random moves need no gradient and so are not fooled by flat regions. Arguments and
     errors as for `pgd`; `steps` counts the moves of either part.
     """
+    if steps < 1:
+        raise RobustnessError(f"steps must be at least 1, got {steps}")
     search = _Search.of(model, inputs, labels, radii, input_std, input_range, seed)
     for target in range(search.num_classes):
         moved = torch.zeros_like(search.inputs)
@@ -118,8 +129,7 @@ class _Search:
         self.radii, self._factor, self._limits = radii, factor, limits
         draw = SimulationRandomness(seed, "robustness", "attack").torch_seed()
         self._generator = torch.Generator().manual_seed(draw)
-        with torch.no_grad():
-            self.num_classes = int(model(inputs).shape[1])
+        self.num_classes = _num_classes(model, inputs, labels)
         self.best = torch.zeros_like(inputs)
         self._score = self._excess(self.best)
 
@@ -136,12 +146,16 @@ class _Search:
             )
         if not bool((torch.isfinite(lengths) & (lengths >= 0)).all()):
             raise RobustnessError("every radius must be finite and at least 0")
-        double = copy.deepcopy(model).to(device="cpu", dtype=torch.float64).eval()
-        points = inputs.detach().to(device="cpu", dtype=torch.float64)
+        check_eval_mode(model)
+        check_weights(model)
+        double = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
+        points = inputs.detach().to(device="cpu", dtype=torch.float64, copy=True)
         factor = input_scale(input_std, tuple(points.shape))
         factor = torch.ones(points.shape[1:], dtype=torch.float64) if factor is None else factor
         limits = None if input_range is None else check_range(points, input_range)
-        return cls(double, points, labels.cpu(), lengths, factor, limits, seed)
+        if labels.is_floating_point():
+            raise RobustnessError(f"labels must be integers, got {labels.dtype}")
+        return cls(double, points, labels.cpu().long(), lengths, factor, limits, seed)
 
     def spread(self, values: Tensor) -> Tensor:
         return values.reshape(-1, *[1] * (self.inputs.ndim - 1))
@@ -194,6 +208,24 @@ class _Search:
     def _excess(self, moved: Tensor) -> Tensor:
         with torch.no_grad():
             return _excess(self._logits(moved), self._labels, None)
+
+
+def _num_classes(model: nn.Module, inputs: Tensor, labels: Tensor) -> int:
+    """Count the classes; a comparison with NaN would pass for an attack that failed."""
+    with torch.no_grad():
+        logits = model(inputs)
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise RobustnessError(
+            f"an attack needs logits [n, classes] with at least 2 classes, got {list(logits.shape)}"
+        )
+    if not bool(torch.isfinite(logits).all()):
+        raise RobustnessError("the model gives values that are not finite on these inputs")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise RobustnessError(
+            f"labels must be integers in [0, {logits.shape[1]}), got {low} to {high}"
+        )
+    return int(logits.shape[1])
 
 
 def _excess(logits: Tensor, labels: Tensor, target: int | None) -> Tensor:

@@ -125,7 +125,7 @@ class Certifier:
         """
         self._check(inputs, labels)
         parts = [
-            self._margins(part.detach().to(device="cpu", dtype=torch.float64), truth.cpu())
+            self._margins(part.detach().to(device="cpu", dtype=torch.float64), truth.cpu().long())
             for part, truth in zip(
                 torch.split(inputs, batch_size), torch.split(labels, batch_size), strict=True
             )

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.robustness.dense_sdp import SlopeSystem
 from fedprune.robustness.linear_parts import apply_absolute, apply_linear, is_linear, rounding
 from fedprune.robustness.network import Network, Step
-from fedprune.robustness.regions import Races, Regions, Switches
+from fedprune.robustness.region_activations import Races, Switches
+from fedprune.robustness.regions import Regions
 from fedprune.robustness.rounding import EPSILON, Floats
+from fedprune.robustness.slope_systems import SlopeSystem
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,14 @@ from fedprune.robustness.operations import (
 )
 from fedprune.robustness.rounding import gamma
 
-COPIES = frozenset({"permute", "transpose", "getitem", "pad"})
-"""Functions that move, drop or repeat entries."""
+COPIES = frozenset({"permute", "transpose", "pad"})
+"""Functions that move, drop or repeat entries, besides those that say so themselves."""
 
 AVERAGES = frozenset({"avg_pool", "adaptive_avg_pool", "mean", "sum"})
 """Linear functions whose coefficients all have one sign."""
+
+SCALINGS = frozenset({"mul", "div"})
+"""Products with constants, entry by entry."""
 
 SIGNED = frozenset({"neg"})
 """Linear functions that change signs only."""
@@ -48,7 +51,8 @@ def is_linear(operation: Operation) -> bool:
     if isinstance(operation, (Dense, Diagonal, Sum, Concatenation)):
         return True
     if isinstance(operation, Function):
-        return operation.keeps_entries or operation.name in COPIES | AVERAGES | SIGNED
+        moves = operation.keeps_entries or operation.moves_entries
+        return moves or operation.name in COPIES | AVERAGES | SCALINGS | SIGNED
     return False
 
 
@@ -67,7 +71,12 @@ def apply_linear(operation: Operation, *columns: Tensor) -> Tensor:
 
 
 def apply_absolute(operation: Operation, *columns: Tensor) -> Tensor:
-    """Apply the linear part with every coefficient replaced by its absolute value."""
+    """Apply the linear part with every coefficient replaced by its absolute value.
+
+    Args:
+        operation: affine.
+        columns: [n, ...] each, not negative.
+    """
     if isinstance(operation, (Convolution, Dense)):
         positive: Operation = replace(operation, weight=operation.weight.abs())
         return apply_linear(positive, *columns)
@@ -78,7 +87,7 @@ def apply_absolute(operation: Operation, *columns: Tensor) -> Tensor:
         return apply_linear(replace(operation, weights=weights), *columns)
     if isinstance(operation, Function) and operation.name in SIGNED:
         return columns[0]
-    if isinstance(operation, Function) and operation.name in AVERAGES:
+    if isinstance(operation, Function) and operation.name in AVERAGES | SCALINGS:
         return apply_linear(operation, *columns).abs()
     return apply_linear(operation, *columns)
 
@@ -112,6 +121,6 @@ def rounding(operation: Operation) -> float:
         return gamma(2 * len(operation.weights) + 4)
     if isinstance(operation, Function) and operation.name in AVERAGES:
         return gamma(MEAN_TERMS)
-    if isinstance(operation, Function) and operation.name == "pad":
+    if isinstance(operation, Function) and operation.name in SCALINGS | {"pad"}:
         return gamma(4)
     return 0.0

@@ -112,7 +112,9 @@ def lipschitz(
         tighten: False keeps to products of norms.
 
     Raises:
-        RobustnessError: train mode, hooks, weights that are not finite, no traceable graph.
+        RobustnessError: train mode, hooks, weights that are not finite, no traceable graph, or,
+            for the lower bound, a model that torch cannot differentiate (it is left out with
+            `samples=0`).
         UnsupportedOpError: an operation without a rigorous rule, named with its node.
     """
     bounded = bound_network(model, example_input, input_std=input_std, tighten=tighten)

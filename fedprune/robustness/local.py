@@ -22,9 +22,11 @@ from fedprune.robustness.dense_sdp import slope_bound
 from fedprune.robustness.forms import local_system
 from fedprune.robustness.lipschitz import bound_network
 from fedprune.robustness.local_pairs import Head, Pairs, head_of
-from fedprune.robustness.lower import jacobian_norms
+from fedprune.robustness.lower import differentiating, jacobian_norms
 from fedprune.robustness.network import Evaluation, Network, Std, input_scale
-from fedprune.robustness.regions import SAFE, Regions, Switches, follow, spectral_norms
+from fedprune.robustness.region import SAFE, spectral_norms
+from fedprune.robustness.region_activations import Switches
+from fedprune.robustness.regions import Regions, follow
 from fedprune.robustness.rounding import Floats
 from fedprune.robustness.spectral import Norm
 
@@ -106,10 +108,10 @@ def local_lipschitz(
 
 def _slopes_found(model: nn.Module, inputs: Tensor, scale: Tensor) -> Floats:
     """Jacobian norms at the points themselves, from below."""
-    double = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
-    points = inputs.detach().to(device="cpu", dtype=torch.float64)
-    directions = torch.ones_like(points)
-    norms, _ = jacobian_norms(double, points, directions, scale, iterations=20)
+    with differentiating():
+        double = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
+        points = inputs.detach().to(device="cpu", dtype=torch.float64, copy=True)
+        norms, _ = jacobian_norms(double, points, torch.ones_like(points), scale, iterations=20)
     return norms.numpy()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedprune.robustness.network import Evaluation, Network
 from fedprune.robustness.operations import Dense
-from fedprune.robustness.regions import FLOOR, SAFE, Region, lower, row_lengths
+from fedprune.robustness.region import FLOOR, SAFE, Region, lower, row_lengths
 from fedprune.robustness.rounding import EPSILON, gamma
 
 

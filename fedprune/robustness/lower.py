@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,9 @@ SPREADS = (0.1, 1.0, 3.0)
 """Standard deviations around the example input at which random points are drawn, in turn."""
 
 MAX_POINTS_PER_PASS = 64
+
+QUOTIENT_SHARE = 1 - 1e-6
+"""Of a difference quotient in place of a derivative, so that its rounding does not count."""
 
 MAX_PASS_BYTES = 600_000_000
 """What the graphs of one pass may hold, about: the points are divided accordingly."""
@@ -44,11 +49,37 @@ def lower_bound(
         seed: of points and starting directions.
 
     Raises:
-        RobustnessError: if the further points have another shape or are not finite.
+        RobustnessError: if the further points have another shape or are not finite, the number of
+            samples is negative, or torch cannot differentiate the model.
     """
-    points = _points(example_input, lower_inputs, samples, seed)
-    if len(points) == 0:
-        return 0.0
+    if samples < 0:
+        raise RobustnessError(f"samples must be at least 0, got {samples}")
+    with differentiating():
+        points = _points(example_input, lower_inputs, samples, seed)
+        if len(points) == 0:
+            return 0.0
+        return _largest_slope(model, points, scale, iterations=iterations, seed=seed)
+
+
+@contextmanager
+def differentiating() -> Iterator[None]:
+    """Leave inference mode, and name what torch cannot differentiate.
+
+    Raises:
+        RobustnessError: for what autograd refuses, such as entries that were overwritten in place.
+    """
+    try:
+        with torch.inference_mode(False):
+            yield
+    except RuntimeError as error:
+        raise RobustnessError(
+            f"no slope can be found from below, since torch cannot differentiate the model: {error}"
+        ) from error
+
+
+def _largest_slope(
+    model: nn.Module, points: Tensor, scale: Tensor | None, *, iterations: int, seed: int
+) -> float:
     generator = torch.Generator().manual_seed(
         SimulationRandomness(seed, "robustness", "directions").torch_seed()
     )
@@ -100,23 +131,45 @@ def jacobian_norms(
         iterations: at least 1.
 
     Returns:
-        ||J v|| [n] for the last unit vectors v [n, ...], each a lower bound on its Jacobian's norm.
+        ||J v|| [n] for the last unit vectors v [n, ...], each a lower bound on its Jacobian's norm
+        (about one, where differences have to stand in for a derivative).
     """
     with torch.enable_grad():
         inputs = points.detach().clone().requires_grad_(True)
         outputs = model(inputs.clone())
         dual = torch.zeros_like(outputs, requires_grad=True)
+        if not outputs.requires_grad:
+            return torch.zeros(len(points), dtype=points.dtype), directions
         (pulled,) = torch.autograd.grad(outputs, inputs, dual, create_graph=True, allow_unused=True)
         if pulled is None or not pulled.requires_grad:
             return torch.zeros(len(points), dtype=points.dtype), directions
         vectors = _unit(directions)
         for _ in range(max(1, iterations)):
-            # the pull-back is linear in `dual`: its own gradient is the push-forward J v
-            (pushed,) = torch.autograd.grad(pulled, dual, vectors * factor, retain_graph=True)
+            pushed = _pushed(model, points, pulled, dual, vectors * factor)
             norms, last = pushed.flatten(1).norm(dim=1), vectors
             (back,) = torch.autograd.grad(outputs, inputs, _unit(pushed), retain_graph=True)
             vectors = _unit(back * factor)
     return norms.detach(), last.detach()
+
+
+def _pushed(
+    model: nn.Module, points: Tensor, pulled: Tensor, dual: Tensor, moves: Tensor
+) -> Tensor:
+    """The push-forward J v: the pull-back is linear in `dual`, and its own gradient is just that.
+
+    Where torch has no second derivative of an operation (hardsigmoid), a difference quotient is
+    taken: the direction that it leads to is all that matters, since what is found is confirmed.
+    """
+    try:
+        return torch.autograd.grad(pulled, dual, moves, retain_graph=True)[0]
+    except RuntimeError as error:
+        if "is not implemented" not in str(error):
+            raise
+    step = torch.finfo(points.dtype).eps ** (1 / 3) * (1 + float(points.abs().max()))
+    with torch.no_grad():
+        ahead, behind = model(points + step * moves), model(points - step * moves)
+    quotient: Tensor = (ahead - behind) / (2 * step)
+    return quotient * QUOTIENT_SHARE
 
 
 def _confirmed(model: nn.Module, point: Tensor, direction: Tensor, slope: float) -> float:
@@ -135,7 +188,7 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _points(example: Tensor, given: Tensor | None, samples: int, seed: int) -> Tensor:
-    centre = example.detach().to(device="cpu", dtype=torch.float64)
+    centre = example.detach().to(device="cpu", dtype=torch.float64, copy=True)
     generator = SimulationRandomness(seed, "robustness", "points").generator
     noise = torch.from_numpy(generator.standard_normal((samples, *centre.shape[1:])))
     spreads = torch.tensor([SPREADS[i % len(SPREADS)] for i in range(samples)], dtype=noise.dtype)

@@ -17,37 +17,21 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fedprune.errors import RobustnessError
-from fedprune.robustness.layer_norms import convolve
+from fedprune.robustness.branches import Extremum, Stack
+from fedprune.robustness.live_layers import apply_live, head_rows, live_layers, scale_of
 from fedprune.robustness.network import Network, Std, input_scale
-from fedprune.robustness.operations import (
-    Concatenation,
-    Convolution,
-    Dense,
-    Diagonal,
-    Sum,
-)
-from fedprune.robustness.rules import module_rule
+from fedprune.robustness.operations import Affine, Concatenation, Diagonal, Sum
 from fedprune.robustness.tracer import lower
 
 WARM_UP = 15
 """Power iterations before the first step."""
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """An affine step: the module whose weights are live, and the batch norm after it, if any."""
-
-    name: str
-    module: nn.Module
-    after_name: str
-    after: nn.Module | None
 
 
 class MarginLoss:
@@ -101,7 +85,7 @@ class MarginLoss:
             raise RobustnessError(
                 f"a margin needs logits [n, classes] with at least 2 classes, got {list(shape)}"
             )
-        self._network, self._layers = network, _layers(model, network)
+        self._network, self._layers = network, live_layers(model, network)
         self._like = next(iter(model.parameters()))
         scale = input_scale(input_std, network.input_shape)
         self._input_bound = 1.0 if scale is None else float(scale.abs().max())
@@ -125,15 +109,7 @@ class MarginLoss:
         Tracing may not run beside other threads' passes; this may.
         """
         made = copy.copy(self)
-        made._layers = {
-            name: _Layer(
-                layer.name,
-                model.get_submodule(layer.name),
-                layer.after_name,
-                model.get_submodule(layer.after_name) if layer.after_name else None,
-            )
-            for name, layer in self._layers.items()
-        }
+        made._layers = {name: layer.of_other(model) for name, layer in self._layers.items()}
         made._like, made._vectors = next(iter(model.parameters())), dict(self._vectors)
         return made
 
@@ -166,7 +142,7 @@ class MarginLoss:
         if self._head is None:
             classes = self._network.steps[self._network.output].shape[1]
             return bound * math.sqrt(2) * (1 - torch.eye(classes, device=bound.device))
-        weight = _head_rows(self._layers[self._head])
+        weight = head_rows(self._layers[self._head])
         squares = torch.square(weight).sum(dim=1)
         apart = squares[:, None] + squares - 2 * weight @ weight.T
         # the square root has no slope at 0, where a row meets itself
@@ -190,7 +166,7 @@ class MarginLoss:
                 weights = step.operation.weights
                 parts = [abs(w) * bound for w, bound in zip(weights, read, strict=True)]
                 bounds[name] = torch.stack(parts).sum()
-            elif isinstance(step.operation, Concatenation):
+            elif isinstance(step.operation, (Concatenation, Extremum, Stack)):
                 bounds[name] = torch.linalg.vector_norm(torch.stack(read))
             else:
                 bounds[name] = read[0] * step.operation.norm.value
@@ -201,8 +177,8 @@ class MarginLoss:
         layer, step = self._layers[name], self._network.steps[name]
         operation, source = step.operation, step.inputs[0]
         if isinstance(operation, Diagonal):
-            return _scale(layer.module).abs().max()
-        assert isinstance(operation, (Convolution, Dense))
+            return scale_of(layer.module).abs().max()
+        assert isinstance(operation, Affine)
         if name not in self._vectors:
             known = self._network.steps.get(source)
             shape = self._network.input_shape if known is None else known.shape
@@ -211,90 +187,15 @@ class MarginLoss:
         with torch.enable_grad():
             for _ in range(self._iterations):
                 moving = vector.detach().requires_grad_(True)
-                length = torch.linalg.vector_norm(_apply(operation, layer, moving))
+                length = torch.linalg.vector_norm(apply_live(operation, layer, moving))
                 (pulled,) = torch.autograd.grad(length, moving)
                 size = torch.linalg.vector_norm(pulled)
                 if not bool(size > 0):  # a layer of zeros, or a vector in its kernel
                     break
                 vector = (pulled / size).detach()
         self._vectors[name] = vector
-        norm: Tensor = torch.linalg.vector_norm(_apply(operation, layer, vector))
+        norm: Tensor = torch.linalg.vector_norm(apply_live(operation, layer, vector))
         return norm
-
-
-def _layers(model: nn.Module, network: Network) -> dict[str, _Layer]:
-    """Pair each affine step with its live module and the batch norm folded into it."""
-    nodes = {node.name: node for node in _Leaves().trace(model).nodes}
-    layers: dict[str, _Layer] = {}
-    for name, step in network.steps.items():
-        if not isinstance(step.operation, (Convolution, Dense, Diagonal)):
-            continue
-        module = _module_of(model, nodes.get(name))
-        if module is None:
-            raise RobustnessError(
-                f"the weights at node {name!r} do not belong to a layer of their own, so that "
-                f"margin training cannot follow them"
-            )
-        own, after_name = str(nodes[name].target), _folded(model, nodes[name], network)
-        after = model.get_submodule(after_name) if after_name else None
-        layers[name] = _Layer(own, module, after_name, after)
-    return layers
-
-
-class _Leaves(fx.Tracer):
-    """Sees the same nodes as lowering does."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_rule(m) is not None or super().is_leaf_module(m, module_qualified_name)
-
-
-def _module_of(model: nn.Module, node: fx.Node | None) -> nn.Module | None:
-    if node is None or node.op != "call_module":
-        return None
-    return model.get_submodule(str(node.target))
-
-
-def _folded(model: nn.Module, node: fx.Node, network: Network) -> str:
-    """Name the batch norm that alone reads a layer and is not a step of its own; "" without."""
-    if len(node.users) != 1:
-        return ""
-    reader = next(iter(node.users))
-    folded = _is_batch_norm(_module_of(model, reader)) and reader.name not in network.steps
-    return str(reader.target) if folded else ""
-
-
-def _is_batch_norm(module: nn.Module | None) -> bool:
-    return isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
-
-
-def _tensor(module: nn.Module, name: str) -> Tensor:
-    value = getattr(module, name)
-    assert isinstance(value, Tensor)
-    return value
-
-
-def _scale(batch_norm: nn.Module) -> Tensor:
-    """What batch norm in eval mode multiplies by: [channels]."""
-    spread = torch.sqrt(_tensor(batch_norm, "running_var") + float(vars(batch_norm)["eps"]))
-    weight = batch_norm.weight
-    return 1 / spread if weight is None else _tensor(batch_norm, "weight") / spread
-
-
-def _head_rows(layer: _Layer) -> Tensor:
-    weight = _tensor(layer.module, "weight")
-    return weight if layer.after is None else weight * _scale(layer.after)[:, None]
-
-
-def _apply(operation: Convolution | Dense, layer: _Layer, vector: Tensor) -> Tensor:
-    """Apply the live layer without its bias, batch norm included: vector [1, ...]."""
-    weight = _tensor(layer.module, "weight")
-    if isinstance(operation, Dense):
-        result = functional.linear(vector, weight)
-    else:
-        result = convolve(vector, weight, None, operation.geometry)
-    if layer.after is None:
-        return result
-    return result * _scale(layer.after).reshape(-1, *[1] * (result.ndim - 2))
 
 
 def _before(network: Network, end: str) -> list[str]:

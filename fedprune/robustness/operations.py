@@ -158,6 +158,9 @@ class Diagonal(Operation):
 class Affine(Operation):
     """A linear map with a bias into which a following batch norm can be folded."""
 
+    folded: str
+    """What was folded into it: "+" and a name each."""
+
     @abstractmethod
     def fold(self, after: Diagonal) -> Affine:
         """Give the affine map that equals this one followed by `after`."""

@@ -80,12 +80,16 @@ class BatchNormSums:
     def sensitivity(self) -> float:
         """How far one added example can move all sums and squares together, in l2 norm.
 
-        Infinite without `clip`; counts are public then, or need their own allowance.
+        Infinite without `clip`; counts are public then, or need their own allowance. A batch norm
+        that the model uses several times sees each example so often.
         """
         if self.clip is None:
             return math.inf
-        channels = sum(total.numel() for total in self.sums.values())
-        return math.sqrt(channels * (self.clip**2 + self.clip**4))
+        squares = sum(
+            total.numel() * math.ceil(self.counts[name] / max(1, self.examples)) ** 2
+            for name, total in self.sums.items()
+        )
+        return math.sqrt(squares * (self.clip**2 + self.clip**4))
 
 
 def batch_norm_layers(model: nn.Module) -> tuple[str, ...]:
@@ -195,6 +199,11 @@ def _checked(
         raise RobustnessError(f"normalise must be one of {NORMALISED_BY}, got {normalise!r}")
     if clip is not None and not (math.isfinite(clip) and clip > 0):
         raise RobustnessError(f"clip must be positive and finite, got {clip}")
+    if clip is not None and normalise == "batch":
+        raise RobustnessError(
+            "clip cannot be used with normalise='batch', where an example moves what all others of "
+            "its batch add to the sums; use normalise='stored'"
+        )
     return wanted
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ TINY = 2.0**-900
 """Absolute allowance that covers every underflow inside one operation."""
 
 Floats = NDArray[np.float64]
+
+Scaled = TypeVar("Scaled", bound=float | NDArray[np.float64] | NDArray[np.complex128])
 
 
 def up(value: float) -> float:
@@ -99,6 +102,14 @@ def norm_up(values: NDArray[np.generic], axis: int | tuple[int, ...] | None = No
 def power_of_two(magnitudes: Floats) -> int:
     """Give the exponent e with max |value| < 2^e, and 0 where all values are 0."""
     return int(np.frexp(np.max(magnitudes))[1])
+
+
+def times_power(values: Scaled, exponent: int) -> Scaled:
+    """Multiply by 2^exponent in two steps, since 2^1074 is no float: exact above underflow."""
+    half = exponent // 2
+    with np.errstate(over="ignore", under="ignore"):
+        scaled: Any = values * 2.0**half * 2.0 ** (exponent - half)
+    return cast(Scaled, scaled)
 
 
 def _count(shape: tuple[int, ...], axis: int | tuple[int, ...]) -> int:

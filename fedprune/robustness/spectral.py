@@ -35,6 +35,7 @@ from fedprune.robustness.rounding import (
     norm_up,
     power_of_two,
     sqrt_up,
+    times_power,
     up,
 )
 
@@ -109,12 +110,15 @@ def cholesky_bound(matrices: Matrices, floor: float = 0.0, *, tolerance: float =
         numpy.linalg.LinAlgError: if no estimate leads to a factorisation.
     """
     exponent = power_of_two(np.abs(matrices))
-    scaled = matrices * 2.0**-exponent
+    scaled = times_power(matrices, -exponent)
     if scaled.shape[1] > scaled.shape[2]:
         scaled = np.conj(np.swapaxes(scaled, 1, 2))
     _, side, inner = scaled.shape
     squares = np.square(norm_up(scaled, axis=(1, 2)))
-    square, product_error = (floor * 2.0**-exponent) ** 2, 0.0
+    reached = times_power(floor, -exponent)
+    if math.isinf(reached):  # far above every matrix
+        return floor
+    square, product_error = reached**2, 0.0
     for index in np.argsort(-squares):
         if squares[index] <= square:
             break
@@ -123,7 +127,7 @@ def cholesky_bound(matrices: Matrices, floor: float = 0.0, *, tolerance: float =
         product_error = max(product_error, 4 * inner * EPSILON * float(squares[index]))
     factor_error = 8 * (side + 8) * side * EPSILON * square
     bound = sqrt_up(up(up(square * (1 + 8 * EPSILON)) + up(factor_error + product_error + TINY)))
-    return max(floor, up(bound * 2.0**exponent))
+    return max(floor, up(times_power(bound, exponent)))
 
 
 def _least_square(gram: Matrices, square: float, tolerance: float) -> float:
@@ -237,10 +241,12 @@ def gram_bound(
         tolerance: relative gap between upper and lower estimate at which to stop.
     """
     exponent = power_of_two(np.abs(matrices))
-    current = matrices * 2.0**-exponent
+    current = times_power(matrices, -exponent)
     if current.shape[1] > current.shape[2]:
         current = np.conj(np.swapaxes(current, 1, 2))
-    reached = floor * 2.0**-exponent
+    reached = times_power(floor, -exponent)
+    if math.isinf(reached):
+        return floor
     result = reached
     scales: list[Floats] = []
     errors: list[Floats] = []
@@ -264,7 +270,7 @@ def gram_bound(
         errors = [error[active] for error in errors]
         bounds = bounds[active]
     result = max(result, float(bounds.max()))
-    return up(up(result) * 2.0**exponent)
+    return up(times_power(up(result), exponent))
 
 
 def _unroll(scales: list[Floats], errors: list[Floats], last: Floats) -> Floats:

@@ -46,6 +46,7 @@ from fedprune.robustness.rounding import (
     norm_up,
     power_of_two,
     sqrt_up,
+    times_power,
     up,
 )
 from fedprune.robustness.spectral import (
@@ -89,7 +90,7 @@ def torus_norm(weight: Floats, geometry: Geometry, torus: tuple[int, ...] | None
     except np.linalg.LinAlgError:  # no factor: Gram iteration needs none
         return gram_torus_norm(weight, geometry, torus)
     slack = up((ENTRY_ERROR + 8 * EPSILON) * largest)
-    return Norm(up(math.ldexp(up(norm + slack), exponent)) + TINY, method)
+    return Norm(up(times_power(up(norm + slack), exponent)) + TINY, method)
 
 
 def _largest_square(
@@ -131,7 +132,7 @@ def gram_torus_norm(
         flat = blocks.reshape(-1, *blocks.shape[2:])
         bound = gram_bound(flat, bound, iterations=iterations)
     slack = up((len(steps.shifts) + 96) * EPSILON * steps.absolute_norm)
-    return Norm(up(math.ldexp(up(bound + slack), exponent)) + TINY, "torus gram")
+    return Norm(up(times_power(up(bound + slack), exponent)) + TINY, "torus gram")
 
 
 def absolute_blocks(weight: Floats, geometry: Geometry) -> Floats:

@@ -18,6 +18,11 @@ from torch import nn
 SIMULATIONS = Path(__file__).resolve().parent.parent.parent / "simulations"
 
 
+@pytest.fixture(autouse=True)
+def _what_studies_share_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SIMULATIONS))
+
+
 @cache
 def script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, SIMULATIONS / f"{name}.py")

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import optimize
 
-from fedprune.robustness import chain, chain_bound, slope_bound
-from fedprune.robustness.dense_sdp import SlopeSystem, _Certificate, _verified
+from fedprune.robustness import SlopeSystem, chain, chain_bound, slope_bound
+from fedprune.robustness.sdp_certificate import Certificate, verified_bound
 
 Floats = NDArray[np.float64]
 
@@ -167,7 +167,7 @@ def test_an_accepted_form_is_positive_definite_in_rational_arithmetic() -> None:
     weights = layers([3, 3, 2], 5)
     system = chain(weights)
     multipliers = central_point(weights, 3.0)[0]
-    bound = Fraction(_verified(system, multipliers))
+    bound = Fraction(verified_bound(system, multipliers))
     square = 1 / (bound * bound)
     size = system.variables
     matrix = [[Fraction(0)] * size for _ in range(size)]
@@ -195,13 +195,13 @@ def test_an_accepted_form_is_positive_definite_in_rational_arithmetic() -> None:
 def test_a_smaller_bound_than_the_multipliers_allow_is_not_accepted() -> None:
     weights = layers([10, 8, 6, 4], 1)
     multipliers = central_point(weights, 2.0)[0]
-    certificate = _Certificate(chain(weights), multipliers)
+    certificate = Certificate(chain(weights), multipliers)
     attained = _attained(weights, multipliers)
     assert certificate.holds(1 / (attained * (1 + 1e-7)) ** 2)
     assert not certificate.holds(1 / (attained * (1 - 1e-12)) ** 2)
     assert not certificate.holds(1 / (attained * 0.9) ** 2)
     negative = np.where(np.arange(len(multipliers)) == 0, -1.0, multipliers)
-    assert _verified(chain(weights), negative) == math.inf
+    assert verified_bound(chain(weights), negative) == math.inf
 
 
 def test_errors_of_entries_widen_the_bound() -> None:

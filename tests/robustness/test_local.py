@@ -22,7 +22,8 @@ from fedprune.robustness import (
     local_lipschitz,
     pgd,
 )
-from fedprune.robustness.regions import follow, spectral_norms
+from fedprune.robustness.region import spectral_norms
+from fedprune.robustness.regions import follow
 from fedprune.robustness.tracer import lower
 
 from .networks import small_resnet
@@ -222,3 +223,29 @@ def test_bad_questions_are_refused() -> None:
         LocalCertifier.of(nn.Linear(3, 1).eval(), torch.zeros(1, 3)).certified(
             torch.zeros(1, 3), torch.zeros(1, dtype=torch.int64), 0.1
         )
+
+
+class Pooled(nn.Module):
+    """The larger of a * relu(x_0) and b * relu(x_1), in operations that only move or scale."""
+
+    def __init__(self, first: float, second: float) -> None:
+        super().__init__()
+        self.register_buffer("factors", torch.tensor([first, second]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled = nn.functional.relu(x * self.factors).flip(1) / 2
+        return nn.functional.max_pool1d(scaled[:, None], 2).flatten(1)
+
+
+@pytest.mark.parametrize("radius", [1e-3, 3.0, 1e300, 1.7e308])
+@pytest.mark.parametrize("factors", [(10.0, 50.0), (50.0, 10.0)])
+def test_a_ball_too_large_for_floats_is_bounded_by_what_lies_anywhere(
+    factors: tuple[float, float], radius: float
+) -> None:
+    model = Pooled(*factors).eval()
+    inputs = torch.tensor([[1.0, 1.0]])
+    found = local_lipschitz(model, inputs, radius)
+    reached = 25.0 if radius > 2 else max(factors) / 2  # the steep side is always in reach
+    assert reached <= found.upper[0] <= found.overall
+    certifier = LocalCertifier.of(nn.Sequential(model, nn.Linear(1, 3)).eval(), inputs)
+    assert not certifier.certified(inputs, torch.tensor([0]), 1e300).any()

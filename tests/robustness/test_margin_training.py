@@ -147,3 +147,34 @@ def test_the_final_certificate_does_not_rest_on_the_followed_bound() -> None:
         assert float(loss.body_bound()) <= lipschitz(model, EXAMPLE, samples=0).upper * 1e3
     certifier = Certifier.of(model, EXAMPLE)
     assert certifier.body_upper == Certifier.of(copy.deepcopy(model), EXAMPLE).body_upper
+
+
+class Joined(nn.Module):
+    """A transposed convolution with two batch norms, stacked, and the larger of two branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(2, 2, 3, 2, 1)
+        self.norms = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
+        self.head = nn.Linear(65, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norms(self.up(x))
+        stacked = torch.stack([torch.maximum(hidden, -2 * hidden), hidden], 2)
+        return self.head(stacked.flatten(1)[:, ::5])
+
+
+def test_every_way_of_joining_and_every_layer_with_weights_is_followed() -> None:
+    torch.manual_seed(0)
+    model = Joined()
+    for norm in model.norms:
+        norm.running_var.uniform_(0.2, 2.0)
+        norm.weight.data.uniform_(0.5, 2.0)
+    example = torch.zeros(1, 2, 5, 5)
+    loss = MarginLoss(model, example, 0.1, iterations=100)
+    model.eval()
+    for factor in (1.0, 3.0):  # the weights are live
+        model.up.weight.data.mul_(factor)
+        network = Certifier.of(model, example)
+        exact = network.network.bounds()[network.split]
+        assert float(loss.body_bound().detach()) == pytest.approx(exact, rel=0.02)

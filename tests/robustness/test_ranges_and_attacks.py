@@ -78,3 +78,44 @@ def test_lower_bounds_do_not_depend_on_how_many_points_share_a_pass(
     assert lower_module._points_per_pass(model, example) == 1
     alone = lipschitz(model, example, samples=6, tighten=False).lower
     assert alone == pytest.approx(together, rel=0.02)
+
+
+BALL = (torch.zeros(3, 4), torch.tensor([0, 1, 2]), torch.ones(3))
+
+BAD_ATTACKS: list[tuple[str, tuple[Any, ...], str]] = [
+    ("labels outside", (BALL[0], BALL[1] + 1, BALL[2]), "integers in .0, 3., got 1 to 3"),
+    ("labels as floats", (BALL[0], BALL[1].double(), BALL[2]), "integers, got torch.float64"),
+    ("inputs not finite", (BALL[0] * math.nan, *BALL[1:]), "not finite on these inputs"),
+    ("no inputs", (BALL[0][:0], BALL[1][:0], BALL[2][:0]), "an attack needs"),
+]
+
+
+@pytest.mark.parametrize("attack", [pgd, direct_search])
+def test_an_attack_that_could_not_succeed_is_refused(attack: Any) -> None:
+    """A comparison with NaN is false, which would pass for a robust model."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3)).eval()
+    for _, ball, why in BAD_ATTACKS:
+        with pytest.raises(RobustnessError, match=why):
+            attack(model, *ball)
+    with pytest.raises(RobustnessError, match="steps"):
+        attack(model, *BALL, steps=0)
+    with pytest.raises(RobustnessError, match="train mode"):
+        attack(nn.Sequential(nn.Linear(4, 3)), *BALL)
+    with pytest.raises(RobustnessError, match="2 classes"):
+        attack(nn.Linear(4, 1).eval(), *BALL)
+    model[0].weight.data[0, 0] = math.nan
+    with pytest.raises(RobustnessError, match=r"'0\.weight' of the model has values that are not"):
+        attack(model, *BALL)
+
+
+def test_labels_of_any_integer_format_are_the_same_to_certificates_and_attacks() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 2), nn.Tanh()).eval()
+    inputs, labels = torch.randn(2, 4), torch.tensor([1, 1])
+    certifier = Certifier.of(model, inputs[:1])
+    wanted = certifier.margins(inputs, labels)
+    for kind in (torch.bool, torch.uint8, torch.int32):
+        assert (certifier.margins(inputs, labels.to(kind)) == wanted).all()
+        ball = (inputs, labels.to(kind), torch.full((2,), 0.1))
+        assert pgd(model, *ball, steps=2, restarts=1).success.tolist() == (wanted < 0).tolist()

@@ -161,3 +161,23 @@ def test_bad_questions_are_refused() -> None:
         recalibrate(nn.Sequential(nn.Identity(), nn.BatchNorm2d(7)).eval(), first)
     with pytest.raises(RobustnessError, match="no batch norm"):
         recalibrate(nn.Sequential(nn.Linear(2, 2)), first)
+
+
+def test_an_example_counts_as_often_as_the_model_uses_a_batch_norm() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(3)
+    model = nn.Sequential(norm, nn.Linear(3, 3), norm).eval()
+    few, outlier = torch.randn(5, 3), 1e6 * torch.ones(1, 3)
+    before = batch_norm_sums(model, [few], clip=1.0)
+    after = batch_norm_sums(model, [torch.cat([few, outlier])], clip=1.0)
+    moved = torch.cat(
+        [after.sums["0"] - before.sums["0"], after.squares["0"] - before.squares["0"]]
+    )
+    once = math.sqrt(3 * 2)
+    assert once < float(moved.norm()) <= before.sensitivity == pytest.approx(2 * once)
+
+
+def test_no_sensitivity_is_claimed_where_examples_move_each_other() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))
+    with pytest.raises(RobustnessError, match="normalise='stored'"):
+        batch_norm_sums(model, [torch.randn(5, 3)], clip=1.0, normalise="batch")

@@ -79,6 +79,16 @@ class Call:
         """Go through the arguments that depend on the network's input, in order."""
         yield from find_values((self.args, dict(self.kwargs)))
 
+    def keep_shape(self, value: Value, constant: Tensor) -> None:
+        """Refuse a constant that makes copies of the value's entries by broadcasting.
+
+        Raises:
+            UnsupportedOpError: if the result has not the shape of the value.
+        """
+        stand_in = torch.empty(value.shape, device="meta") + constant.to("meta")
+        if tuple(stand_in.shape) != value.shape:
+            self.refuse(f"it broadcasts {value.shape} with {tuple(constant.shape)}")
+
     def refuse(self, why: str) -> NoReturn:
         """Raise the error that names this node and operation."""
         raise UnsupportedOpError(

@@ -112,7 +112,7 @@ def activate(activation: Activation, call: Call) -> Operation:
     given = call.attributes(**activation.parameters, inplace=False)
     if given["input"] is not call.value:
         call.refuse("a parameter depends on the input")
-    chosen = {name: given[name] for name in activation.parameters}
+    chosen = {name: _parameter(call, given[name]) for name in activation.parameters}
     error = Rounding() if activation.is_exact else LIBRARY_ERROR
     if activation.name in ("leaky_relu", "hardsigmoid"):  # a product or two
         error = Rounding(4 * EPSILON, 4 * EPSILON)
@@ -123,6 +123,14 @@ def activate(activation: Activation, call: Call) -> Operation:
         Norm(slope, "largest slope"),
         error,
     )
+
+
+def _parameter(call: Call, given: Any) -> Any:
+    """A parameter as it is; a tensor, which must not broadcast, in float64."""
+    if not isinstance(given, torch.Tensor):
+        return given
+    call.keep_shape(call.value, given)
+    return exact(given)
 
 
 def prelu(call: Call) -> Operation:

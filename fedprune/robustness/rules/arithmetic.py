@@ -42,7 +42,7 @@ def multiply(call: Call) -> Operation:
     left, right = given["input"], given["other"]
     value, factor = (left, right) if isinstance(left, Value) else (right, left)
     constant = _constant(call, factor)
-    _check_broadcast(call, value, constant)
+    call.keep_shape(value, constant)
     return _scaling("mul", constant, lambda x: x * constant)
 
 
@@ -52,7 +52,7 @@ def divide(call: Call) -> Operation:
     if not isinstance(given["input"], Value):
         call.refuse("the divisor depends on the input")
     constant = _constant(call, given["other"])
-    _check_broadcast(call, given["input"], constant)
+    call.keep_shape(given["input"], constant)
     if not bool((constant != 0).all()):
         call.refuse("the divisor has zeros")
     return _scaling("div", 1 / constant, lambda x: x / constant)
@@ -98,7 +98,7 @@ def extremum(function: Callable[..., Tensor], call: Call) -> Operation:
         return Extremum(function)
     value, other = (left, right) if isinstance(left, Value) else (right, left)
     constant = _constant(call, other)
-    _check_broadcast(call, value, constant)
+    call.keep_shape(value, constant)
     return Function(
         function.__name__, partial(function, other=constant), Norm(1.0, "largest slope")
     )
@@ -112,7 +112,7 @@ def _combine(call: Call, left: Any, right: Any, first: float, second: float) -> 
     value, weight = (left, first) if isinstance(left, Value) else (right, float(second))
     other, factor = (right, float(second)) if isinstance(left, Value) else (left, first)
     constant = _constant(call, other) * factor
-    _check_broadcast(call, value, constant)
+    call.keep_shape(value, constant)
     return Sum((weight,), constant.expand(1, *value.shape[1:]).clone())
 
 
@@ -122,12 +122,6 @@ def _constant(call: Call, value: Any) -> Tensor:
     if isinstance(value, (int, float)) and math.isfinite(value):
         return torch.tensor(float(value), dtype=torch.float64)
     return call.refuse("only one side may depend on the input, and the other must be a number")
-
-
-def _check_broadcast(call: Call, value: Value, constant: Tensor) -> None:
-    stand_in = torch.empty(value.shape, device="meta") + constant.to("meta")
-    if tuple(stand_in.shape) != value.shape:
-        call.refuse(f"it broadcasts {value.shape} with {tuple(constant.shape)}")
 
 
 def _scaling(name: str, factor: Tensor, function: Any) -> Operation:

@@ -127,7 +127,7 @@ def upsample(call: Call) -> Operation:
 
 
 def interpolate(call: Call) -> Operation:
-    """Lower torch.nn.functional.interpolate in the modes nearest, nearest-exact and area."""
+    """Lower torch.nn.functional.interpolate in the modes nearest and nearest-exact."""
     mode = call.kwargs.get("mode", call.args[3] if len(call.args) > 3 else "nearest")
     if mode in ("nearest", "nearest-exact"):
         return move("interpolate", functional.interpolate, call)
