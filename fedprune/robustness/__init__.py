@@ -1,6 +1,7 @@
 """Rigorous Lipschitz bounds, certificates that follow from them, and attacks that test them."""
 
 from fedprune.robustness.attack import AttackResult, direct_search, pgd
+from fedprune.robustness.attack_distance import attack_distances
 from fedprune.robustness.cache import NORMS, NormCache
 from fedprune.robustness.certificates import (
     CertifiedCurve,
@@ -53,6 +54,7 @@ __all__ = [
     "OpNorm",
     "Preference",
     "SlopeSystem",
+    "attack_distances",
     "batch_norm_layers",
     "batch_norm_sums",
     "certified_accuracy",
