@@ -11,6 +11,7 @@ import numpy as np
 from fedprune.audit import receipt_claims, summary_checks
 from fedprune.audit._deployed import look_at_receipts, missing_words
 from fedprune.audit._opening import availability_sentence
+from fedprune.audit._outcomes import outcome_lines
 from fedprune.audit.checks import check_fairness, check_model, check_record, check_robustness
 from fedprune.audit.evidence import Evidence
 from fedprune.audit.findings import Audit, Finding
@@ -128,6 +129,8 @@ def headlines(summary: Mapping[str, Any]) -> Iterator[str]:
     difference = summary["paired_difference"]
     if difference is not None:
         yield _difference(difference)
+    yield from _gap_lines(summary.get("fairness") or {})
+    yield from outcome_lines(summary)
     dense, pruned = cost["dense"], cost["pruned"]
     yield (
         f"size: {dense['params']:,} -> {pruned['params']:,} parameters, {dense['macs']:,} -> "
@@ -143,6 +146,19 @@ def headlines(summary: Mapping[str, Any]) -> Iterator[str]:
     for words in missing_words(summary):
         yield f"missing: {words}"
     yield from availability_sentence(summary)
+
+
+def _gap_lines(fairness: Mapping[str, Any]) -> Iterator[str]:
+    """Say the gap between groups and its followed pair, or why there is none."""
+    if fairness.get("no_figure_because"):
+        yield f"no figures of groups: {fairness['no_figure_because']}"
+    elif fairness.get("pair"):
+        low, high = fairness["gap_change_interval"]
+        yield (
+            f"accuracy gap between groups of {fairness['group']}: dense "
+            f"{fairness['gap_dense']:.4f}, pruned {fairness['gap_pruned']:.4f}, followed pair "
+            f"{fairness['pair']['change']:+.4f} [{low:+.4f}, {high:+.4f}]"
+        )
 
 
 def _difference(difference: Mapping[str, Any]) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 from fedprune.audit import _wording as say
 from fedprune.audit._page import Note, Section, Table
 from fedprune.audit._wording import Json
-from fedprune.audit.plots import plot_certified, plot_groups
-from fedprune.fairness import stack_tables
+from fedprune.audit.certified_plot import plot_certified
+from fedprune.audit.plots import plot_groups
+from fedprune.runs import stored_rows
 
 COLLAPSE = 0.05  # a fall in accuracy beyond this many hundredths makes a smaller bound suspect
 
@@ -20,7 +21,8 @@ def fairness_section(summary: Json, tables: Json | None) -> Section:
         words = "Groups were not evaluated: no count tables were collected in this run."
         return Section("fairness", "Fairness", notes=(Note("mind", words),))
     if fairness.get("no_figure_because"):
-        words = f"Noise hides the figures: {say.text(fairness['no_figure_because'])}."
+        said = "Noise hides the figures" if fairness.get("noise") else "There are no figures"
+        words = f"{said}: {say.text(fairness['no_figure_because'])}."
         return Section("fairness", "Fairness", notes=(Note("mind", words),))
     groups = [group for group in say.list_of(fairness, "groups") if isinstance(group, Mapping)]
     confidence = say.number(fairness.get("confidence")) or 0.95
@@ -202,8 +204,7 @@ def _counts(tables: Json | None) -> Table:
     stored, names = say.list_of(tables, "test"), say.list_of(tables, "names")
     if not stored:
         return Table(head, ())
-    noisy = "noise" in (tables or {})
-    total = stack_tables(stored, noisy=noisy).sum(axis=0)
+    total = stored_rows(dict(tables or {})).plain().counts.sum(axis=0)
     if len(names) != len(total):
         return Table(head, ())
     rows = tuple(
@@ -223,10 +224,17 @@ def robustness_section(summary: Json) -> Section:
         words = "Robustness was not evaluated in this run."
         return Section("robustness", "Robustness", notes=(Note("mind", words),))
     rows = [_bound_row(robustness, side) for side in ("dense", "pruned")]
-    head = ("", "Upper bound", "Largest slope found", "Looseness", "Certified accuracy")
-    table = Table(head, tuple((*row, _certified(certified, row[0])) for row in rows))
-    method = robustness.get("method")
-    plot = plot_certified(say.table_of(certified, "curve"), str(certified.get("unit") or ""))
+    head = (
+        "", "Upper bound", "Largest slope found", "Looseness", "Certified accuracy",
+        "Not broken by an attack",
+    )  # fmt: skip
+    sides = [(row, row[0]) for row in rows]
+    table = Table(
+        head,
+        tuple((*row, _certified(certified, at), _standing(certified, at)) for row, at in sides),
+    )
+    methods = list(dict.fromkeys(robustness.get(f"method_{side}") for _, side in sides))
+    plot = plot_certified(certified, str(certified.get("unit") or ""))
     return Section(
         "robustness",
         "Robustness",
@@ -234,9 +242,22 @@ def robustness_section(summary: Json) -> Section:
         lead=_bound_lead(certified),
         notes=tuple(_robustness_notes(summary, robustness, certified)),
         tables=(table,),
-        bullets_title="How this was computed" if method else "",
-        bullets=(say.sentence(method),) if method else (),
+        bullets_title="How this was computed" if any(methods) else "",
+        bullets=tuple(say.sentence(method) for method in methods if method),
     )
+
+
+def _standing(certified: Json, side: str) -> str:
+    """Share of the attacked rows that no attack of the configured radius broke."""
+    attacked = say.table_of(certified, "attacked")
+    radii, own = say.list_of(attacked, "radii"), say.table_of(attacked, side)
+    if certified.get("radius") not in radii:
+        return say.percent(None)
+    place = radii.index(certified.get("radius"))
+    share, low, high = (say.list_of(own, key)[place:] for key in ("standing", "low", "high"))
+    if not (share and low and high):
+        return say.percent(None)
+    return f"{say.percent(share[0])} {say.percent_interval([low[0], high[0]])}"
 
 
 def _certified(certified: Json, side: str) -> str:
@@ -259,8 +280,14 @@ def _bound_lead(certified: Json) -> tuple[str, ...]:
     if radius is None:
         return (bound,)
     unit = f", in {certified['unit']}" if certified.get("unit") else ""
+    attacked = say.number(say.table_of(certified, "attacked").get("rows"))
+    attack = (
+        f"An attack by projected gradients was tried on {attacked or 0:.0f} of these rows: the "
+        f"share that it did not break lies above the truth, as the certified share lies below it."
+    )
     return (
         bound,
+        *((attack,) if attack else ()),
         f"Certified accuracy: the share of test rows that are classified rightly and provably "
         f"stay so under every change up to ℓ2 radius {say.plain(radius)}{unit}.",
     )
@@ -270,6 +297,11 @@ def _robustness_notes(summary: Json, robustness: Json, certified: Json) -> list[
     reason = robustness.get("no_bound_because")
     if reason:
         return [Note("mind", f"No bound is stated, since none would be rigorous: {reason}.")]
+    attacked = say.table_of(certified, "attacked")
+    broken = sum(say.number(attacked.get(f"broken_{s}")) or 0 for s in ("dense", "pruned"))
+    if broken:
+        words = f"An attack broke {say.plural(int(broken), 'certificate')}: the bounds are wrong."
+        return [Note("bad", words)]
     before, after = (say.number(robustness.get(f"upper_{s}")) for s in ("dense", "pruned"))
     dense, pruned = (say.number(say.pick(summary, f"accuracy.{s}")) for s in ("dense", "pruned"))
     sure_before, sure_after = (say.number(certified.get(s)) for s in ("dense", "pruned"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedprune.audit.plots import Plot
+from fedprune.audit._drawing import Plot
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from fedprune.audit import _wording as say
 from fedprune.audit._opening import FASTER, cost_ratio, latency_ratio, speedup_interval
 from fedprune.audit._page import Note, Section, Table
 from fedprune.audit._wording import Json
-from fedprune.audit.plots import Outcome, plot_accuracy, plot_votes
+from fedprune.audit.plots import Outcome, plot_accuracy
+from fedprune.audit.vote_plot import plot_votes
 
 BASELINES = {
     "votes_without_noise": "same votes without noise",

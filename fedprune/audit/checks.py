@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -24,7 +25,7 @@ JsonDict = dict[str, Any]
 
 
 def check_fairness(evidence: Evidence) -> Iterator[Finding]:
-    """Accuracy, gaps and intervals recomputed from tables.json."""
+    """Accuracy, gaps, rates and their intervals recomputed from tables.json."""
     tables = evidence.folder.has("tables.json")
     if not evidence.simulated:
         yield check(
@@ -57,8 +58,11 @@ def check_fairness(evidence: Evidence) -> Iterator[Finding]:
         return
 
     def fairness() -> str | None:
-        found = runs.fairness_of_tables(evidence.folder.read_json("tables.json"))
-        return same("fairness", evidence.summary["fairness"], found)
+        stored = evidence.folder.read_json("tables.json")
+        found = runs.fairness_of_tables(stored)
+        return _other_kind(evidence, stored) or same(
+            "fairness", evidence.summary["fairness"], found
+        )
 
     if runs.tables_noised(evidence.config):
         yield check(
@@ -77,11 +81,28 @@ def check_fairness(evidence: Evidence) -> Iterator[Finding]:
     yield check("fairness", "gaps and intervals follow from the count tables", fairness, "redone")
 
 
+def _cells(evidence: Evidence) -> tuple[int, ...]:
+    return runs.final_cells(evidence.num_classes, evidence.config.data.groups)
+
+
+def _other_kind(evidence: Evidence, stored: JsonDict) -> str | None:
+    """Say so where rates that this run's tables are to hold were left out of them, or put in."""
+    found, wanted = np.shape(stored["test"])[2:], _cells(evidence)
+    if found != wanted or ("classes" in stored) != (evidence.num_classes == 2):
+        return (
+            f"tables.json has {' x '.join(map(str, found))} counts a group, a run of "
+            f"{evidence.num_classes} classes and groups {evidence.config.data.groups!r} has "
+            f"{' x '.join(map(str, wanted))}"
+        )
+    return None
+
+
 def _other_tables(evidence: Evidence) -> str | None:
     """Compare tables.json with what the ledger, or the receipts, of the two rounds hold."""
     stored = evidence.folder.read_json("tables.json")
-    mechanism = runs.table_mechanism(evidence.config, len(stored["names"]))
-    noise = runs.table_noise(evidence.config, len(stored["names"]))
+    num_cells = len(stored["names"]) * math.prod(_cells(evidence))
+    mechanism = runs.table_mechanism(evidence.config, num_cells)
+    noise = runs.table_noise(evidence.config)
     if noise is None or stored.get("noise") != noise.to_json():
         return "tables.json describes another noise than the configuration asks for"
     sent = {name: _sent_tables(evidence, mechanism, name) for name in runs.TABLE_ROUNDS}
@@ -91,7 +112,7 @@ def _other_tables(evidence: Evidence) -> str | None:
     total = np.array(stored["train_total"], dtype=np.int64).reshape(-1)
     if total.tolist() != sent["pair-tables"].sum(axis=0).tolist():
         return "the total over training rows is not that of the tables that the clients sent"
-    drawn = runs.table_noise(evidence.config, len(stored["names"]), len(sent["pair-tables"]))
+    drawn = runs.table_noise(evidence.config, len(sent["pair-tables"]))
     if drawn is None or stored.get("train_noise") != drawn.to_json():
         return "tables.json describes another noise of the training rows' total"
     return None
@@ -116,7 +137,7 @@ def _nothing_evaluated(evidence: Evidence) -> str | None:
 
 def _accuracy(evidence: Evidence) -> str | None:
     stored = evidence.folder.read_json("tables.json")
-    counts = np.array(stored["test"]).sum(axis=(0, 1))
+    counts = runs.stored_rows(stored).plain().counts.sum(axis=(0, 1))
     total = counts.sum()
     found = {"dense": counts[1].sum() / total, "pruned": counts[:, 1].sum() / total}
     if runs.tables_noised(evidence.config):
@@ -166,10 +187,17 @@ def check_robustness(evidence: Evidence) -> Iterator[Finding]:
         found: JsonDict = {"radius": radius, "unit": unit, "dense": None, "pruned": None}
         if not why_not:
             std = robustness["input_std"]
-            found |= runs.certified_accuracies(evidence.folder, radius, std)
+            confidence = evidence.config.evaluate.confidence
+            found |= runs.certified_accuracies(evidence.folder, radius, std, confidence)
         return same("certified_accuracy", evidence.summary["certified_accuracy"], found)
 
     yield check("robustness", "upper bounds follow from the stored models", bounds, "recomputed")
+
+    def unbroken() -> str | None:
+        attacked = evidence.summary["certified_accuracy"].get("attacked", {})
+        broken = {side: attacked.get(f"broken_{side}", 0) for side in ("dense", "pruned")}
+        return f"certificates broken: {broken}" if any(broken.values()) else None
+
     yield check("robustness", "upper bounds lie above what was found", enclosed, "both models")
     why_not = _no_certificates_because(evidence)
     if why_not:
@@ -179,6 +207,8 @@ def check_robustness(evidence: Evidence) -> Iterator[Finding]:
         yield check(
             "robustness", "certified accuracy follows from margins and bounds", certified, "redone"
         )
+        if evidence.config.evaluate.attacked_rows:
+            yield check("robustness", "no attack broke a certificate", unbroken, "both models")
 
 
 def _no_certificates_because(evidence: Evidence) -> str:
@@ -188,7 +218,7 @@ def _no_certificates_because(evidence: Evidence) -> str:
     if not runs.tables_wanted(evidence.config, evidence.simulated):
         return "no evaluation rows were asked for"
     robustness = evidence.summary.get("robustness")
-    unbounded = isinstance(robustness, dict) and robustness.get("method") is None
+    unbounded = isinstance(robustness, dict) and robustness.get("method_dense") is None
     return "the network has no rigorous bound" if unbounded else ""
 
 

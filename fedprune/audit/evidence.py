@@ -52,6 +52,11 @@ class Evidence:
         return len(self.folder.load_dense()[1].dense_layout)
 
     @cached_property
+    def num_classes(self) -> int:
+        """Classes that the network tells apart."""
+        return self.folder.load_dense()[1].num_classes
+
+    @cached_property
     def receipts(self) -> list[Receipt]:
         """The distinct receipts of a deployed run."""
         return read_receipts(self.folder)

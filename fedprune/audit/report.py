@@ -18,6 +18,7 @@ from fedprune.audit import _wording as say
 from fedprune.audit._deployed import Deployment
 from fedprune.audit._evaluators import audit_section, fairness_section, robustness_section
 from fedprune.audit._opening import opening
+from fedprune.audit._outcomes import outcomes_section
 from fedprune.audit._page import Note, Section
 from fedprune.audit._privacy import privacy_section
 from fedprune.audit._sections import (
@@ -45,7 +46,7 @@ def render(
         events: the lines of `events.jsonl`, each with `phase`, `finished` and `seconds`.
         votes: `mean`, `variance`, `mask` and, with a prior, `posterior`: [num_units] each.
         tables: the content of `tables.json`: `names` [num_groups] and `test`
-            [num_clients, num_groups, 2, 2] counts.
+            [num_clients, num_groups, 2, 2] counts, or [num_clients, num_groups, 2, 2, 2] outcomes.
         audit: the content of `audit.json`: `findings`, each {part, claim, holds, detail}, and
             sentences in `unseen`.
         layout: the content of `layout.json`; its `groups` name the layers in the plot of votes.
@@ -54,13 +55,14 @@ def render(
     Returns:
         One HTML document.
     """
-    checks = audit_section(audit)
+    checks, outcomes = audit_section(audit), outcomes_section(summary)
     sections = [
         accuracy_section(summary),
         removed_section(summary, votes, layout),
         cost_section(summary),
         privacy_section(summary, deployment),
         fairness_section(summary, tables),
+        *([] if outcomes is None else [outcomes]),
         robustness_section(summary),
         *([] if checks is None else [checks]),
         run_section(summary, events),

@@ -181,6 +181,8 @@ class EvaluateConfig(_Table):
     client level, where a table counts `table_rows` of the client's rows at most.
     With `local_certificates` rows are also certified by bounds that hold in the ball of
     `certified_radius` around them alone: tighter, and for small networks of ReLUs only.
+    `attacked_rows` of the rows with margins are attacked as well (0: none), which shows how much
+    of what is not certified is looseness.
     """
 
     split: Literal["test", "validation"] = "test"
@@ -194,6 +196,7 @@ class EvaluateConfig(_Table):
     baselines: Switch = True
     certified_radius: Positive = 0.1
     certified_rows: PositiveCount = 1000
+    attacked_rows: Count = 100
     local_certificates: Switch = False
     confidence: Annotated[
         float, Field(ge=0.5, le=0.9999, description="a number in [0.5, 0.9999]")

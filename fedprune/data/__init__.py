@@ -2,7 +2,7 @@
 
 from fedprune.data.arrays import from_arrays
 from fedprune.data.catalogue import DATASETS, Loader, load
-from fedprune.data.groups import GroupColumn
+from fedprune.data.groups import GroupColumn, names_classes
 from fedprune.data.holdout import validation
 from fedprune.data.partition import PARTITIONS, Assignment, Federation, partition
 from fedprune.data.rows import Dataset, Rows, Scaling
@@ -21,6 +21,7 @@ __all__ = [
     "Schema",
     "from_arrays",
     "load",
+    "names_classes",
     "partition",
     "validation",
 ]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fedprune.errors import DataError
 
 MAX_GROUPS = 1000  # a table of counts for each leaves every client
+CLASS = "class"  # the attribute that every data set has: a row's label
 _BETWEEN = re.compile(r"\s*[*,]\s*|\s+x\s+")
 
 
@@ -51,13 +52,36 @@ def attributes(question: str, names: Mapping[str, Sequence[str]]) -> tuple[str, 
     return asked
 
 
+def names_classes(question: str) -> bool:
+    """Whether groups are divided by the label itself, alone or crossed with other attributes."""
+    return CLASS in _BETWEEN.split(question.strip())
+
+
 def crossed_names(names: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Name every combination, the last attribute changing fastest: "female, Black" and so on."""
-    return tuple(", ".join(parts) for parts in itertools.product(*names))
+    """Name every combination, the last attribute changing fastest: "female, Black" and so on.
+
+    Raises:
+        DataError: if two combinations would have one name, as "a, b" with "c" and "a" with "b, c".
+    """
+    known: dict[str, tuple[str, ...]] = {}
+    for parts in itertools.product(*names):
+        name = ", ".join(parts)
+        if name in known:
+            raise DataError(
+                f"two groups of a crossing would both be called {name!r}: "
+                f"{' with '.join(map(repr, known[name]))}, and {' with '.join(map(repr, parts))}; "
+                "rename the groups of one attribute"
+            )
+        known[name] = parts
+    return tuple(known)
 
 
 def cross(columns: Sequence[GroupColumn]) -> GroupColumn:
-    """Give the column of all combinations of the columns' groups, in the order of their names."""
+    """Give the column of all combinations of the columns' groups, in the order of their names.
+
+    Raises:
+        DataError: if two combinations would have one name.
+    """
     codes = np.zeros_like(columns[0].codes)
     for column in columns:
         codes = codes * len(column.names) + column.codes

@@ -92,7 +92,8 @@ class Rows:
         A crossing has every combination of the attributes' names, also those without rows.
 
         Raises:
-            DataError: if the data have no such attribute or the groups would be too many.
+            DataError: if the data have no such attribute, the groups would be too many, or two of
+                them would have one name.
         """
         asked = attributes(name, {known: column.names for known, column in self.groups.items()})
         if len(asked) == 1:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedprune.data.groups import MAX_GROUPS, attributes, crossed_names
+from fedprune.data.groups import CLASS, MAX_GROUPS, attributes, crossed_names
 from fedprune.errors import DataError
 
 MAX_CLASSES = 10_000
@@ -56,10 +56,18 @@ class Schema:
         """Name the groups of "sex" or of a crossing such as "sex x race", as `Rows.group` does.
 
         Raises:
-            DataError: if there is no such attribute or the groups would be too many.
+            DataError: if there is no such attribute, the groups would be too many, or two of them
+                would have one name.
         """
         asked = attributes(groups, self.groups)
         return crossed_names([self.groups[attribute] for attribute in asked])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels; "0", "1", ... where there are none."""
+        named = self.groups.get(CLASS, ())
+        numbers = tuple(str(label) for label in range(self.num_classes))
+        return named if len(named) == self.num_classes else numbers
 
     def to_json(self) -> str:
         """Write one line of JSON."""

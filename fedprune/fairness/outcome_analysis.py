@@ -9,7 +9,7 @@ of a plain count table, so whatever holds of gaps of accuracy, noise included, h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from fedprune.fairness.counting import Counts
 from fedprune.fairness.intervals import Interval
 from fedprune.fairness.noise import TableNoise
 from fedprune.fairness.outcomes import RATES, OutcomeTable, rate_tables, stack_outcomes
+from fedprune.fairness.sample import Sample, draw_sample
+from fedprune.fairness.simultaneous import gap_interval
 from fedprune.fairness.summary import FairnessSummary, PairChange, plain
 from fedprune.randomness import SimulationRandomness
 
@@ -45,7 +47,8 @@ class RateChange:
     """A rate in every group: largest minus smallest, dense and pruned, and the followed pair.
 
     Differences are None where fewer than two groups have rows enough. They are biased upward;
-    `pair` was fixed beforehand and has an interval, `*_by_chance` is what equal groups would show.
+    `pair` was fixed beforehand and has an interval, `*_by_chance` is what equal groups would show,
+    and `interval_*` covers the difference whichever groups have the largest and smallest rate.
     `resampled` and `conditional_on` are those of `FairnessSummary`.
     """
 
@@ -59,6 +62,8 @@ class RateChange:
     pruned_by_chance: float | None
     resampled: str
     conditional_on: str
+    interval_dense: Interval | None = None
+    interval_pruned: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class EqualizedOdds:
     """The larger of two differences of rates, and the rate that is followed with its pair.
 
     The rate to follow, as the pair of groups, is the one that differs most on other rows.
+    `interval_*` covers the larger of the differences, whichever rate and groups it is of: each of
+    the two is covered at half the error level (Bonferroni).
     """
 
     difference_dense: float
@@ -73,6 +80,8 @@ class EqualizedOdds:
     change: float
     followed_rate: str
     pair: PairChange
+    interval_dense: Interval
+    interval_pruned: Interval
 
 
 @dataclass(frozen=True)
@@ -120,9 +129,11 @@ def summarize_outcomes(
     stack = stack_outcomes(tables, noisy=noise is not None)
     elsewhere = None if other is None else stack_outcomes(other, noisy=other_noise is not None)
     _check_groups(stack, elsewhere, names)
-    found = {}
+    found: dict[str, RateChange] = {}
+    samples: dict[str, Sample] = {}
     for rate in JUDGED:
         cells = RATES[rate][1]
+        added = None if noise is None else noise.times(cells)
         counts = rate_tables(stack, rate)
         if (counts.sum(axis=(0, 2, 3)) > 0).sum() < 2:
             raise FairnessError(_too_few(rate))
@@ -138,11 +149,15 @@ def summarize_outcomes(
                 min_group=min_group,
                 confidence=confidence,
                 resamples=resamples,
-                noise=None if noise is None else noise.times(cells),
+                noise=added,
                 other_noise=None if other_noise is None else other_noise.times(cells),
             ),
         )
-    odds = _equalized_odds(found, stack if elsewhere is None else elsewhere, names)
+        if rate != "selection":
+            samples[rate] = draw_sample(
+                counts, min_group, confidence, resamples, rng.stream(rate), added
+            )
+    odds = _equalized_odds(found, samples, stack if elsewhere is None else elsewhere, names)
     parity, true_positive, false_positive = (found[rate] for rate in JUDGED)
     return OutcomeSummary(group, parity, true_positive, false_positive, odds)
 
@@ -181,11 +196,16 @@ def _rate_change(rate: str, found: FairnessSummary) -> RateChange:
         pruned_by_chance=found.gap_pruned_by_chance,
         resampled=found.resampled,
         conditional_on=found.conditional_on,
+        interval_dense=found.gap_dense_interval,
+        interval_pruned=found.gap_pruned_interval,
     )
 
 
 def _equalized_odds(
-    found: dict[str, RateChange], chosen_on: Counts, names: Sequence[str]
+    found: dict[str, RateChange],
+    samples: dict[str, Sample],
+    chosen_on: Counts,
+    names: Sequence[str],
 ) -> EqualizedOdds | None:
     rates = [found["true positive"], found["false positive"]]
     dense = [one.difference_dense for one in rates if one.difference_dense is not None]
@@ -201,7 +221,18 @@ def _equalized_odds(
         change=max(pruned) - max(dense),
         followed_rate=followed.rate,
         pair=followed.pair,
+        interval_dense=_larger_difference(samples, 0),
+        interval_pruned=_larger_difference(samples, 1),
     )
+
+
+def _larger_difference(samples: dict[str, Sample], model: int) -> Interval:
+    """Cover the larger of both rates' differences, of one model: 0 dense, 1 pruned."""
+    each = [
+        gap_interval(replace(sample, confidence=(1 + sample.confidence) / 2), model)
+        for sample in samples.values()
+    ]
+    return Interval(max(one.low for one in each), max(one.high for one in each))
 
 
 def _difference_elsewhere(change: RateChange, chosen_on: Counts, names: Sequence[str]) -> float:

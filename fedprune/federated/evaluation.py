@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune import hardware
-from fedprune.errors import FederationError
+from fedprune.errors import FederationError, ReportError
 from fedprune.federated.answers import Answers
 from fedprune.federated.experiment import Experiment, Held, JsonDict
 from fedprune.federated.messages import answer_bytes
 from fedprune.federated.table_answers import KIND as TABLE_KIND
 from fedprune.federated.table_answers import table_settings
 from fedprune.runs import (
+    PLAIN_CELLS,
     fairness_of_tables,
+    final_cells,
     lipschitz_bounds,
     table_mechanism,
     table_noise,
@@ -28,7 +31,7 @@ from fedprune.runs import (
 )
 
 Tables = NDArray[np.int64]
-Margins = NDArray[np.float64]
+Cells = tuple[int, ...]
 _PAIR_CLIENTS = 1000  # whose training rows choose the pair of groups that is followed
 
 
@@ -60,11 +63,19 @@ def ask_tables(
     clients: list[int],
     round_name: str,
 ) -> Tables:
-    """Collect count tables, with noise where so configured: [clients, num_groups, 2, 2]."""
+    """Collect the tables of the final model, with noise where so configured.
+
+    Returns:
+        [clients, num_groups, 2, 2], or of two classes [clients, num_groups, 2, 2, 2] with the
+        label first (`runs.final_cells`).
+    """
+    groups = experiment.config.data.groups
+    cells = final_cells(experiment.schema.num_classes, groups)
     if tables_noised(experiment.config):
-        heard = _noised_tables(experiment, held, dense, split, clients, round_name)
-        return np.concatenate(list(heard))
-    return np.concatenate(list(_tables(experiment, held, dense, split, clients, round_name)))
+        heard = _noised_tables(experiment, held, dense, split, clients, round_name, cells)
+    else:
+        heard = _tables(experiment, held, dense, split, clients, round_name, cells)
+    return np.concatenate(list(heard))
 
 
 def sum_tables(
@@ -88,9 +99,11 @@ def _tables(
     split: str,
     clients: list[int],
     round_name: str,
+    cells: Cells = PLAIN_CELLS,
 ) -> Iterator[Tables]:
     """Ask for count tables; give those of one or many clients at a time, in order."""
     noised = tables_noised(experiment.config)
+    shape = _table_shape(experiment, cells)
     question = experiment.question(
         round_name,
         held,
@@ -98,20 +111,20 @@ def _tables(
             "split": split,
             "groups": experiment.config.data.groups,
             "tables": "simulation-only" if noised else experiment.config.evaluate.tables,
+            "cells": math.prod(shape),
         },
         reference=dense.weights,
     )
-    num_groups = len(experiment.schema.group_names(experiment.config.data.groups))
 
     def read(answers: Answers) -> Tables:
         raw = answers.rows("table", "count table")
         counts = np.frombuffer(raw[:, : raw.shape[1] // 8 * 8].tobytes(), dtype="<i8")
-        if raw.shape[1] != 32 * num_groups or (counts < 0).any():
+        if raw.shape[1] != 8 * math.prod(shape) or (counts < 0).any():
             raise FederationError(
-                f"client {answers.first} sent a count table that is not {num_groups} x 2 x 2 "
-                f"counts in round {round_name}"
+                f"client {answers.first} sent a count table that is not "
+                f"{' x '.join(map(str, shape))} counts in round {round_name}"
             )
-        return counts.reshape(len(answers), num_groups, 2, 2)
+        return counts.reshape(len(answers), *shape)
 
     return experiment.ask_together("evaluate", question, clients, round_name, read)
 
@@ -123,19 +136,29 @@ def _noised_tables(
     split: str,
     clients: list[int],
     round_name: str,
+    cells: Cells,
 ) -> Iterator[Tables]:
     """As `_tables`, of tables that clients noised themselves and charged to their budgets."""
-    groups = experiment.config.data.groups
-    num_groups = len(experiment.schema.group_names(groups))
-    mechanism = table_mechanism(experiment.config, num_groups)
-    settings = table_settings(mechanism, split, groups)
+    shape = _table_shape(experiment, cells)
+    mechanism = table_mechanism(experiment.config, math.prod(shape))
+    settings = table_settings(mechanism, split, experiment.config.data.groups)
     question = experiment.question(round_name, held, settings, reference=dense.weights)
 
     def read(answers: Answers) -> Tables:
-        counts = mechanism.decode_rows(answers.rows("report", "noised count table"))
-        return counts.reshape(len(answers), num_groups, 2, 2)
+        try:
+            counts = mechanism.decode_rows(answers.rows("report", "noised count table"))
+        except ReportError as error:
+            raise FederationError(
+                f"client {answers.first} sent a noised count table that is not "
+                f"{' x '.join(map(str, shape))} counts in round {round_name}: {error}"
+            ) from None
+        return counts.reshape(len(answers), *shape)
 
     return experiment.ask_together(TABLE_KIND, question, clients, round_name, read)
+
+
+def _table_shape(experiment: Experiment, cells: Cells) -> tuple[int, ...]:
+    return (len(experiment.schema.group_names(experiment.config.data.groups)), *cells)
 
 
 def fairness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDict | None:
@@ -158,8 +181,10 @@ def fairness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDict 
             "test": tables.tolist(),
             "train_total": other.sum(axis=0).tolist(),
         }
+        if experiment.schema.num_classes == 2:
+            stored["classes"] = list(experiment.schema.class_names)
         for key, count in (("noise", 1), ("train_noise", len(other))):
-            noise = table_noise(experiment.config, len(names), count)
+            noise = table_noise(experiment.config, count)
             stored |= {key: noise.to_json()} if noise else {}
         experiment.folder.write_json("tables.json", stored)
         return fairness_of_tables(stored)
@@ -199,7 +224,7 @@ def robustness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDic
         found = lipschitz_bounds(experiment.folder, std)
         found["input_std"] = None if std is None else list(std)
         found["input_unit"] = experiment.schema.input_unit
-        if found["method"] and experiment.simulated and experiment.tables_wanted:
+        if found["method_dense"] and experiment.simulated and experiment.tables_wanted:
             margins = {
                 name: tensor
                 for side, model in (("dense", dense), ("pruned", held))
@@ -212,36 +237,57 @@ def robustness_phase(experiment: Experiment, held: Held, dense: Held) -> JsonDic
 
 
 def _margins(experiment: Experiment, held: Held, side: str) -> dict[str, Tensor]:
-    """Margins of rows of a sample of the clients, and which of them are certified locally."""
+    """Margins of rows of a sample of the clients, what is certified locally, and attacks."""
     evaluate = experiment.config.evaluate
-    settings = {"local_radius": evaluate.certified_radius} if evaluate.local_certificates else {}
-    round_name = f"margins-{side}"
-    question = experiment.question(round_name, held, settings, counterfactual=True)
-
-    def read(client: int, answer: RecordDict) -> tuple[Margins, Margins]:
-        del client
-        raw = answer_bytes(answer, "margins", "margins")
-        margins = np.frombuffer(raw, dtype="<f8").astype(np.float64)
-        if not settings:
-            return margins, np.zeros(0)
-        local = np.frombuffer(answer_bytes(answer, "local", "local certificates"), dtype=np.uint8)
-        return margins, np.where(local > 0, evaluate.certified_radius, 0.0)
-
-    clients = _certified_clients(experiment)
-    heard = [
-        found for _, found in experiment.ask("query.margins", question, clients, round_name, read)
-    ]
-    told = {side: torch.from_numpy(np.concatenate([margins for margins, _ in heard]))}
-    if settings:
-        told[f"{side}_local"] = torch.from_numpy(np.concatenate([local for _, local in heard]))
+    settings: dict[str, float] = {}
+    if evaluate.local_certificates:
+        settings["local_radius"] = evaluate.certified_radius
+    clients = _sampled_clients(experiment, evaluate.certified_rows)
+    found = _row_answers(experiment, held, f"margins-{side}", settings, clients)
+    told = {f"{side}{end}": values for end, values in found.items()}
+    if evaluate.attacked_rows:
+        settings["attack_radius"] = evaluate.certified_radius
+        clients = _sampled_clients(experiment, evaluate.attacked_rows)
+        found = _row_answers(experiment, held, f"attacks-{side}", settings, clients)
+        told |= {f"{side}_attacked{end}": values for end, values in found.items()}
     return told
 
 
-def _certified_clients(experiment: Experiment) -> list[int]:
-    """Sample whole clients until they have about `evaluate.certified_rows` rows together."""
+def _row_answers(
+    experiment: Experiment,
+    held: Held,
+    round_name: str,
+    settings: dict[str, float],
+    clients: list[int],
+) -> dict[str, Tensor]:
+    """Ask for margins of single rows: "" is those, "_local" and "_distances" what else is asked."""
+    question = experiment.question(round_name, held, settings, counterfactual=True)
+
+    def read(client: int, answer: RecordDict) -> dict[str, NDArray[Any]]:
+        del client
+        raw = answer_bytes(answer, "margins", "margins")
+        found = {"": np.frombuffer(raw, dtype="<f8").astype(np.float64)}
+        if "local_radius" in settings:
+            sure = np.frombuffer(answer_bytes(answer, "local", "local certificates"), np.uint8)
+            found["_local"] = np.where(sure > 0, settings["local_radius"], 0.0)
+        if "attack_radius" in settings:
+            raw = answer_bytes(answer, "distances", "distances")
+            found["_distances"] = np.frombuffer(raw, dtype="<f8").astype(np.float64)
+        return found
+
+    heard = [
+        found for _, found in experiment.ask("query.margins", question, clients, round_name, read)
+    ]
+    return {
+        end: torch.from_numpy(np.concatenate([found[end] for found in heard])) for end in heard[0]
+    }
+
+
+def _sampled_clients(experiment: Experiment, wanted_rows: int) -> list[int]:
+    """Sample whole clients until they have about so many rows together; fewer are among more."""
     said = experiment.conversation.introductions.values()
     rows = sum(one.test_rows or 0 for one in said)
-    wanted = experiment.config.evaluate.certified_rows / max(1, rows)
+    wanted = wanted_rows / max(1, rows)
     count = min(len(experiment.clients), math.ceil(wanted * len(experiment.clients)))
     order = experiment.generator("certified").permutation(len(experiment.clients))
     return sorted(order[:count].tolist())

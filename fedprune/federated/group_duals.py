@@ -21,6 +21,7 @@ from fedprune.federated.group_weights import write_weights
 Floats = NDArray[np.float64]
 
 LARGEST_DUAL = 10.0
+LEAST_ROWS = 30  # of a group, below which its loss is mostly chance and moves no dual
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,15 @@ def weigh(
 
 
 def excess_losses(counts: NDArray[np.int64]) -> Floats:
-    """How much more each group lost by pruning than everybody: [num_groups]; NaN without rows.
+    """How much more each group lost by pruning than everybody: [num_groups].
+
+    NaN, by which `fairness.dual_step` leaves a dual where it is, for a group of fewer than
+    `LEAST_ROWS` rows: one of two rows lost would be a loss of a half.
 
     Args:
         counts: [num_groups, 2, 2], dense wrong or right by pruned wrong or right.
     """
     lost = (counts[:, 1, 0] - counts[:, 0, 1]).astype(np.float64)
     rows = counts.sum(axis=(1, 2)).astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(lost / rows - lost.sum() / max(1.0, rows.sum()))
+    excess = lost / np.maximum(rows, 1.0) - lost.sum() / max(1.0, rows.sum())
+    return np.where(rows < LEAST_ROWS, np.nan, excess)

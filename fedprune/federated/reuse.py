@@ -22,8 +22,8 @@ SaidAgain = Callable[[str, str], None]
 # What an outcome does not depend on, by table; every other key counts, also one yet to come.
 _Ignored = Mapping[str, tuple[str, ...]]
 _REPORTING = (
-    "seeds", "baselines", "certified_radius", "certified_rows", "local_certificates", "confidence",
-    "resamples",
+    "seeds", "baselines", "certified_radius", "certified_rows", "attacked_rows",
+    "local_certificates", "confidence", "resamples",
 )  # fmt: skip
 _BY_TRAINING: _Ignored = {
     "": ("out", "privacy", "prune"),

@@ -99,8 +99,11 @@ def _baselines(
 
 def certified(experiment: Experiment) -> JsonDict:
     """Certified accuracy at the configured radius, from stored margins and recomputed bounds."""
-    radius, unit = experiment.config.evaluate.certified_radius, experiment.schema.input_unit
+    evaluate, schema = experiment.config.evaluate, experiment.schema
+    radius, unit = evaluate.certified_radius, schema.input_unit
     found: JsonDict = {"radius": radius, "unit": unit, "dense": None, "pruned": None}
     if experiment.folder.has("margins.safetensors"):
-        found.update(certified_accuracies(experiment.folder, radius, experiment.schema.input_std))
+        found |= certified_accuracies(
+            experiment.folder, radius, schema.input_std, evaluate.confidence
+        )
     return found

@@ -18,7 +18,7 @@ from fedprune.federated.messages import Question
 from fedprune.federated.station import Station
 from fedprune.privacy import Entry, NoisedCounts
 from fedprune.privacy.ledgers.chain import STORED
-from fedprune.runs import CELLS, load_weights_vector, table_kind
+from fedprune.runs import PLAIN_CELLS, cells_asked, load_weights_vector, table_kind
 
 KIND = "query.table"
 _SPLITS = ("train", "test")
@@ -46,24 +46,46 @@ def table_entry(question: Question) -> Entry:
 
 
 def count_tables(station: Station, question: Question, clients: Sequence[int]) -> Counts:
-    """Count exactly: group x dense wrong or right x pruned wrong or right, [clients, groups, 2, 2].
+    """Count exactly, one cell for each record, in the cells that the question asks for.
+
+    Returns:
+        [clients, groups, 2, 2], dense wrong or right x pruned wrong or right; or of two classes
+        [clients, groups, 2, 2, 2], label x dense prediction x pruned prediction.
 
     Raises:
-        FedpruneError: if the groups or models cannot be used.
+        FedpruneError: if the groups or models cannot be used, or no table has so many cells.
     """
-    split = question.text("split")
+    split, cells = question.text("split"), _cells(station, question)
     places, owners = station.cohort_index(clients, split)
     column = station.rows(split).group(question.text("groups"))
     if not len(places):  # where there are more clients than rows, a cohort may have none
-        return np.zeros((len(clients), len(column.names), 2, 2), dtype=np.int64)
-    return fairness.client_tables(
-        station.correct(question, True, split, places),
-        station.correct(question, False, split, places),
-        column.codes[places],
-        owners,
-        len(clients),
-        len(column.names),
-    )
+        return np.zeros((len(clients), len(column.names), *cells), dtype=np.int64)
+    dense = station.correct(question, True, split, places)
+    pruned = station.correct(question, False, split, places)
+    rows = (column.codes[places], owners, len(clients), len(column.names))
+    if cells == PLAIN_CELLS:
+        return fairness.client_tables(dense, pruned, *rows)
+    labels = station.rows(split).labels[places]
+    # Of two classes a model predicts the label where it is right, else the other one.
+    says_dense, says_pruned = (np.where(right, labels, 1 - labels) for right in (dense, pruned))
+    return fairness.client_outcome_tables(labels, says_dense, says_pruned, *rows)
+
+
+def _cells(station: Station, question: Question) -> tuple[int, ...]:
+    """Read the cells of each group that the server asks for out of the number of counts.
+
+    Raises:
+        FederationError: if these groups have no table of so many counts.
+    """
+    schema, groups = station.dataset.schema, question.text("groups")
+    num_cells, num_groups = question.whole("cells", 1), len(schema.group_names(groups))
+    found = cells_asked(num_cells, num_groups, schema.num_classes, groups)
+    if found is None:
+        raise FederationError(
+            f"the server asks for {num_cells} counts, which no table of the {num_groups} groups "
+            f"{groups!r} of data with {schema.num_classes} classes has"
+        )
+    return found
 
 
 def answer_table(station: Station, question: Question, clients: Sequence[int]) -> Answers:
@@ -76,7 +98,7 @@ def answer_table(station: Station, question: Question, clients: Sequence[int]) -
     if station.node is not None and station.node.tables == "off":
         station.simulation_only("to send count tables: its own tables = 'off'")
     mechanism, template = _mechanism(question), table_entry(question)
-    _check_countable(station, question, mechanism)
+    _check_countable(station, question)
     found = reserve(station, template, clients)
     tables = np.zeros((len(clients), mechanism.report_bytes), dtype=np.uint8)
     if len(found.granted):
@@ -100,13 +122,13 @@ def _mechanism(question: Question) -> NoisedCounts:
     )
 
 
-def _check_countable(station: Station, question: Question, mechanism: NoisedCounts) -> None:
+def _check_countable(station: Station, question: Question) -> None:
     """Refuse, before anything is reserved, what no client could count whatever its data.
 
     Raises:
         FederationError: saying why.
     """
-    split, groups = question.text("split"), question.text("groups")
+    split = question.text("split")
     if split not in _SPLITS:
         raise FederationError(
             f"the server asks for rows of {split!r}, known are {' and '.join(_SPLITS)}; nothing "
@@ -117,7 +139,7 @@ def _check_countable(station: Station, question: Question, mechanism: NoisedCoun
             "an evaluation question needs the dense model as its reference; nothing was spent"
         )
     try:
-        cells = CELLS * len(station.dataset.schema.group_names(groups))
+        _cells(station, question)
         whole = question.architecture.without_mask()
         for architecture, weights in (
             (question.architecture, question.weights),
@@ -129,11 +151,6 @@ def _check_countable(station: Station, question: Question, mechanism: NoisedCoun
         raise FederationError(
             f"nobody could count what the server asks about ({error}); nothing was spent"
         ) from None
-    if mechanism.num_cells != cells:
-        raise FederationError(
-            f"the server asks for {mechanism.num_cells} counts, the groups {groups!r} have "
-            f"{cells}; nothing was spent"
-        )
 
 
 def _clipped(

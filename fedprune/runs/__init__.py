@@ -12,11 +12,14 @@ from fedprune.runs.availability import (
     most_available,
     next_begin,
 )
+from fedprune.runs.certificates import CURVE, certified_accuracies, lipschitz_bounds
 from fedprune.runs.count_tables import (
-    CELLS,
     CLIENT_TABLE,
+    PLAIN_CELLS,
     RECORD_TABLE,
     TABLE_ROUNDS,
+    cells_asked,
+    final_cells,
     table_events,
     table_kind,
     table_mechanism,
@@ -58,11 +61,8 @@ from fedprune.runs.protection import (
 )
 from fedprune.runs.receipts import read_receipts, receipt_lines, receipts_head
 from fedprune.runs.recompute import (
-    certified_accuracies,
-    fairness_of_tables,
     is_run_of,
     ledger_contradiction,
-    lipschitz_bounds,
     mask_recalls,
     run_id,
     seal,
@@ -70,16 +70,19 @@ from fedprune.runs.recompute import (
 from fedprune.runs.seeds import compare_over_seeds
 from fedprune.runs.selecting import may_be_preferred, prefer_units, select_units
 from fedprune.runs.spending import LEDGER, LedgerTotals, ledger_totals, privacy_figures
+from fedprune.runs.stored_tables import CountedRows, fairness_of_tables, stored_rows
 
 __all__ = [
-    "CELLS",
     "CLIENT_TABLE",
+    "CURVE",
     "LATENCY",
     "LEDGER",
+    "PLAIN_CELLS",
     "RECORD_TABLE",
     "TABLE_ROUNDS",
     "TRACE",
     "Architecture",
+    "CountedRows",
     "Fates",
     "LedgerTotals",
     "RunFolder",
@@ -91,6 +94,7 @@ __all__ = [
     "availability_rounds",
     "availability_totals",
     "budgets",
+    "cells_asked",
     "central_guarantee",
     "certified_accuracies",
     "compare_over_seeds",
@@ -98,6 +102,7 @@ __all__ = [
     "expected_reports",
     "fairness_of_tables",
     "fates",
+    "final_cells",
     "guarantee",
     "heard_share",
     "is_run_of",
@@ -134,6 +139,7 @@ __all__ = [
     "seconds_by_phase",
     "select_units",
     "step_phases",
+    "stored_rows",
     "table_events",
     "table_kind",
     "table_mechanism",

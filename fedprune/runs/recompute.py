@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from fedprune import config as configuration
-from fedprune import fairness, robustness
 from fedprune.config import Config
-from fedprune.errors import FairnessError, UnsupportedOpError
 from fedprune.privacy import Ledger
-from fedprune.randomness import SimulationRandomness
 from fedprune.runs.availability import TRACE
 from fedprune.runs.folder import RunFolder
 from fedprune.runs.receipts import RECEIPTS, receipts_contradiction
@@ -35,8 +30,6 @@ SEALED = (
     RECEIPTS,
 )
 
-
-CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # radii of a curve, in the configured one
 
 _NONCE = re.compile("-[0-9a-f]{8}")
 
@@ -113,95 +106,3 @@ def ledger_contradiction(folder: RunFolder) -> str | None:
             if ledger.hash_at(row) != event["ledger_head"]:
                 return f"ledger row {row} is not the one that phase {event['phase']} ended with"
     return None
-
-
-def fairness_of_tables(stored: JsonDict) -> JsonDict:
-    """Compute the fairness summary from the content of tables.json.
-
-    Where clients' noise hides even how many rows there are, there is no figure, and
-    `no_figure_because` says so.
-    """
-    try:
-        return _fairness_of_tables(stored)
-    except FairnessError as error:
-        if "noise" not in stored:
-            raise
-        return {"no_figure_because": str(error), "accuracy": {}, "noise": stored["noise"]}
-
-
-def _fairness_of_tables(stored: JsonDict) -> JsonDict:
-    return fairness.summarize(
-        np.array(stored["test"], dtype=np.int64),
-        stored["names"],
-        SimulationRandomness(int(stored["seed"]), "fairness"),
-        other=np.array([stored["train_total"]], dtype=np.int64),
-        other_name="training rows",
-        group=str(stored["group"]),
-        confidence=float(stored["confidence"]),
-        resamples=int(stored["resamples"]),
-        noise=_noise(stored, "noise"),
-        other_noise=_noise(stored, "train_noise"),
-    ).to_json()
-
-
-def _noise(stored: JsonDict, name: str) -> fairness.TableNoise | None:
-    return fairness.TableNoise.from_json(stored[name]) if name in stored else None
-
-
-def lipschitz_bounds(folder: RunFolder, input_std: Sequence[float] | None) -> JsonDict:
-    """Bound both stored models: upper and lower, dense and pruned, and the method.
-
-    Where an operation of the network has no rigorous rule, all of them are None and
-    `no_bound_because` names it.
-    """
-    names = [f"{side}_{model}" for model in ("dense", "pruned") for side in ("upper", "lower")]
-    found: JsonDict = dict.fromkeys([*names, "method", "no_bound_because"])
-    try:
-        for name, (model, architecture) in _models(folder):
-            bound = robustness.lipschitz(model, architecture.example_input, input_std=input_std)
-            found[f"upper_{name}"], found[f"lower_{name}"] = bound.upper, bound.lower
-            found["method"] = bound.method
-    except UnsupportedOpError as error:
-        return dict.fromkeys(found) | {"no_bound_because": str(error)}
-    return found
-
-
-def certified_accuracies(
-    folder: RunFolder, radius: float, input_std: Sequence[float] | None
-) -> JsonDict:
-    """Compute both models' certified accuracy from stored margins and recomputed bounds.
-
-    Args:
-        folder: with both models and margins.safetensors.
-        radius: l2, in the unit of the unnormalised input.
-        input_std: [channels] of the normalisation, or None.
-
-    Returns:
-        Share of the rows with margins that is certified at `radius`, for "dense" and "pruned",
-        each with its exact 95 % interval, the number of rows, and the same along `CURVE`. A row
-        counts that either the global bound certifies or one of its own ball; `local_dense` and
-        `local_pruned` are the shares of the latter where they were asked for.
-    """
-    margins = folder.read_tensors("margins.safetensors")
-    at = [factor * radius for factor in CURVE]
-    found: JsonDict = {"curve": {"radii": at}}
-    for name, (model, architecture) in _models(folder):
-        certifier = robustness.Certifier.of(model, architecture.example_input, input_std=input_std)
-        radii = robustness.certified_radii(margins[name].numpy(), certifier.body_upper)
-        if f"{name}_local" in margins:
-            local = margins[f"{name}_local"].numpy()
-            found[f"local_{name}"] = float(np.mean(local > 0))
-            # Certified in the closed ball, which is to be certified beyond what lies below it.
-            radii = np.maximum(radii, np.where(local > 0, np.nextafter(local, np.inf), 0.0))
-        found[name] = float(robustness.certified_accuracy(radii, radius))
-        found[f"interval_{name}"] = list(robustness.certified_interval(radii, radius))
-        found["rows"] = len(radii)
-        curve = robustness.certified_curve(radii, at)
-        found["curve"][name] = {
-            "certified": list(curve.certified), "low": list(curve.low), "high": list(curve.high)
-        }  # fmt: skip
-    return found
-
-
-def _models(folder: RunFolder) -> Iterable[tuple[str, tuple[Any, Any]]]:
-    return (("dense", folder.load_dense()), ("pruned", folder.load_pruned()))

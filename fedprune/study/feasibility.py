@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fedprune import robustness, runs
+from fedprune import fairness, robustness, runs
 from fedprune.config import Config
 from fedprune.data import Dataset, Schema
 from fedprune.errors import ConfigError, PruningError
@@ -15,7 +15,10 @@ from fedprune.study.clients import divide
 
 
 def check_data(config: Config, schema: Schema, dataset: Dataset | None) -> None:
-    """Refuse data that cannot be divided, no trace of these clients, and attributes not there.
+    """Refuse data that cannot be divided, no trace of these clients, and groups of no use.
+
+    Where the rows are at hand and count tables are asked for, the test rows must be of at least
+    two groups: what is measured on them at the end would be lost.
 
     Raises:
         FedpruneError: naming the first of them.
@@ -24,6 +27,10 @@ def check_data(config: Config, schema: Schema, dataset: Dataset | None) -> None:
         divide(config, dataset)
     trace_of(config)
     schema.group_names(config.data.groups)
+    if dataset is not None and config.evaluate.tables != "off":
+        groups = config.data.groups
+        column = dataset.test.group(groups)
+        fairness.check_groups(column.codes, column.names, group=groups)
 
 
 def check_network(config: Config, schema: Schema, layout: UnitLayout, model: nn.Module) -> None:

@@ -14,13 +14,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from fedprune import fairness
 from fedprune.config import Scalar
 from fedprune.errors import ConfigError, FairnessError, RunError
 from fedprune.randomness import SimulationRandomness
-from fedprune.runs import RunFolder
+from fedprune.runs import RunFolder, stored_rows
 from fedprune.study.grid import KEEPS, Cell, Grid
 
 JsonDict = dict[str, Any]
@@ -151,14 +149,15 @@ def _test(cell: Cell, keep: float, run: RunFolder | None, tolerance: float, leve
         raise RunError(f"{run.path} has no count tables: it ran with evaluate.tables = 'off'")
     stored = run.read_json("tables.json")
     try:
+        rows = stored_rows(stored).plain()
         found = fairness.gap_test(
-            np.array(stored["test"], dtype=np.int64),
+            rows.counts,
             stored["names"],
             SimulationRandomness(int(stored["seed"]), "keep choice"),
             tolerance=tolerance,
             confidence=1 - level,
             resamples=int(stored["resamples"]),
-            noise=fairness.TableNoise.from_json(stored["noise"]) if "noise" in stored else None,
+            noise=rows.noise,
         )
     except FairnessError as error:
         return Tested(cell.name, keep, False, reason=str(error))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from deployed_run import Deployed
 from helpers import run_small
+from people import PEOPLE
 
 from fedprune.audit import audit, privacy_checks
 from fedprune.errors import RunError
@@ -20,6 +21,8 @@ from fedprune.errors import RunError
 Place = tuple[str | int, ...]
 TABLES_OFF = ["evaluate.tables=off"]
 NO_NOISE = ["privacy.trust=none", "evaluate.baselines=false", "evaluate.tables=off"]
+TWO_CLASSES = [*PEOPLE, "evaluate.baselines=false", "evaluate.tables=noised",
+               "evaluate.table_epsilon=20"]  # fmt: skip
 OFTEN_AWAY = ["availability.participation=0.9", "availability.dropout=0.1", "federation.quorum=0.5"]
 
 # The part of the audit that looks at a key; all other keys, those of later versions too, belong
@@ -58,7 +61,12 @@ def simulations(
     def make(name: str) -> Path:
         if name == "whole":
             return finished_run
-        overrides = {"tables off": TABLES_OFF, "no noise": NO_NOISE, "often away": OFTEN_AWAY}
+        overrides = {
+            "tables off": TABLES_OFF,
+            "no noise": NO_NOISE,
+            "often away": OFTEN_AWAY,
+            "two classes": TWO_CLASSES,
+        }
         out = tmp_path_factory.mktemp("figures") / "run"
         run_small(out, overrides[name])
         return out
@@ -66,7 +74,7 @@ def simulations(
     return make
 
 
-@pytest.fixture(params=["whole", "tables off", "no noise", "often away", "deployed"])
+@pytest.fixture(params=["whole", "tables off", "no noise", "often away", "two classes", "deployed"])
 def run(
     request: pytest.FixtureRequest,
     simulations: Callable[[str], Path],

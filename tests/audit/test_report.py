@@ -15,8 +15,9 @@ import pytest
 
 from fedprune import config, fairness
 from fedprune.audit import _wording as say
-from fedprune.audit.plots import MAX_UNITS, Outcome, plot_accuracy, plot_groups, plot_votes
+from fedprune.audit.plots import Outcome, plot_accuracy, plot_groups
 from fedprune.audit.report import render
+from fedprune.audit.vote_plot import MAX_UNITS, plot_votes
 from fedprune.randomness import SimulationRandomness
 
 NUM_UNITS = 60
@@ -120,7 +121,8 @@ def summary() -> dict[str, Any]:
             "upper_pruned": 2.8e4,
             "lower_dense": 30.0,
             "lower_pruned": 28.0,
-            "method": "product of layer norms",
+            "method_dense": "product of layer norms",
+            "method_pruned": "product of layer norms",
         },
         "certified_accuracy": {"radius": 0.1, "unit": "pixel units", "dense": 0.4, "pruned": 0.5},
         "traffic": {

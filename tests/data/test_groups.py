@@ -104,3 +104,26 @@ def test_hospitals_cross_sex_with_age(data_root: Path) -> None:
     assert column.names == heart.schema.group_names("sex*age")
     by_sex = np.bincount(column.codes, minlength=6).reshape(2, 3).sum(axis=1)
     assert by_sex.tolist() == np.bincount(heart.test.group("sex").codes).tolist()
+
+
+def test_two_groups_of_one_name_are_refused_where_they_would_be_made() -> None:
+    codes = np.array([0, 1])
+    names = {"town": ("a", "a, b"), "street": ("b, c", "c")}
+    columns = {name: data.GroupColumn(codes, words) for name, words in names.items()}
+    people = data.Rows(np.zeros((2, 1)), codes, groups=columns)
+    schema = data.Schema(2, (1,), "unit", groups=names)
+    for make in (people.group, schema.group_names):
+        with pytest.raises(
+            DataError, match="both be called 'a, b, c': 'a' with 'b, c', and 'a, b' with 'c'"
+        ):
+            make("town x street")
+        make("street x town")  # "b, c, a" and "c, a, b" differ
+        make("town")
+
+
+def test_groups_by_class_are_known_by_their_name_alone() -> None:
+    assert data.names_classes("class")
+    assert data.names_classes("sex x class")
+    assert data.names_classes("class,sex")
+    assert not data.names_classes("sex x race")
+    assert not data.names_classes("social class")

@@ -244,7 +244,7 @@ def test_a_counterfactual_question_is_refused_whatever_it_asks(client: Deployed,
 
 
 def test_count_tables_leave_only_if_the_client_s_own_config_says_so(client: Deployed) -> None:
-    settings = {"split": "test", "groups": "class", "tables": "unprotected"}
+    settings = {"split": "test", "groups": "class", "tables": "unprotected", "cells": 40}
     question = Question("run", "r", ARCHITECTURE, WEIGHTS, settings, WEIGHTS)
     client.context.run_config["evaluate.tables"] = "unprotected"  # the server's word
     assert "count tables" in client.refused("evaluate", question)

@@ -71,6 +71,17 @@ def test_excess_losses_are_those_of_the_analysis() -> None:
     assert np.isnan(excess_losses(tables[0])[2])
 
 
+def test_a_group_of_few_rows_moves_no_dual() -> None:
+    counts = np.array([[[40, 0], [0, 60]], [[0, 0], [15, 14]], [[0, 0], [15, 15]]])  # 29, 30 rows
+    found = excess_losses(counts)
+    everybody = 30 / counts.sum()
+    assert np.isnan(found[1])
+    assert found[[0, 2]].tolist() == pytest.approx([0 - everybody, 0.5 - everybody])
+    duals = fairness.dual_step([0.5, 0.5, 0.5], found, tolerance=0.01, step=1, largest=10)
+    assert duals[1] == 0.5
+    assert duals[2] > 0.5 > duals[0]
+
+
 def test_weights_pass_through_a_question_and_nothing_else_does() -> None:
     weights = np.array([0.25, 1.0, 3.125])
     assert read_weights(write_weights(weights), 3).tolist() == weights.tolist()

@@ -16,6 +16,7 @@ from fedprune.errors import UnsupportedOpError
 from fedprune.runs import RunFolder
 
 RADIUS = 0.3
+SIDES = ("dense", "pruned")
 NETWORK = """
 from torch import nn
 
@@ -39,7 +40,7 @@ def test_more_rows_are_certified_and_the_audit_redoes_it(runs: tuple[Path, Path]
         for run in runs
     )
     assert local["rows"] == plain["rows"]
-    for side in ("dense", "pruned"):
+    for side in SIDES:
         assert local[side] >= max(plain[side], local[f"local_{side}"])
         assert local[side] > plain[side] + 0.02
         assert local[side] == local["curve"][side]["certified"][4]
@@ -79,7 +80,8 @@ def test_a_network_without_local_bounds_is_refused_before_anything_starts(
 
 def test_margins_hold_what_was_sent(runs: tuple[Path, Path]) -> None:
     margins = RunFolder.open(runs[1]).read_tensors("margins.safetensors")
-    assert set(margins) == {"dense", "pruned", "dense_local", "pruned_local"}
+    attacked = {f"{side}_attacked{end}" for side in SIDES for end in ("", "_local", "_distances")}
+    assert set(margins) == {*SIDES, "dense_local", "pruned_local", *attacked}
     assert torch.equal(
         margins["dense_local"].unique(), torch.tensor([0, RADIUS], dtype=torch.float64)
     )

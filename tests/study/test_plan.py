@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 from helpers import small_config
+from people import FROM_ONE_PLACE, load_from_one_place
 
 from fedprune import data, privacy, study
 from fedprune.config import Config
+from fedprune.errors import FairnessError
 
 
 def plan_of(*overrides: str) -> study.Plan:
@@ -57,3 +59,15 @@ def test_no_trust_means_no_noise_and_no_claim() -> None:
     assert found.predicted_recall == 1
     assert found.mechanism is None
     assert "no privacy claim" in found.guarantee
+
+
+def test_groups_that_cannot_be_compared_are_refused_where_tables_are_wanted() -> None:
+    config = small_config(f"data.dataset={FROM_ONE_PLACE}", "data.root=", "data.groups=place")
+    dataset = load_from_one_place("", seed=config.seed)
+    with pytest.raises(FairnessError, match="column 'place' is constant: every row is 'north'"):
+        study.plan(config, dataset.schema, dataset)
+    off = small_config(
+        f"data.dataset={FROM_ONE_PLACE}", "data.root=", "data.groups=place", "evaluate.tables=off"
+    )
+    assert study.plan(off, dataset.schema, dataset).num_units > 0
+    assert study.plan(config, dataset.schema).num_units > 0  # the rows lie with the clients
