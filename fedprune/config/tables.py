@@ -179,6 +179,8 @@ class EvaluateConfig(_Table):
     With `tables` = noised a client sends two count tables at most, of its test and of its training
     rows, each with discrete Laplace noise of `table_epsilon` (delta = 0): at record level, or at
     client level, where a table counts `table_rows` of the client's rows at most.
+    Of two classes the final tables count label and predictions, from which demographic parity and
+    equalised odds follow; groups by class are counted plainly.
     With `local_certificates` rows are also certified by bounds that hold in the ball of
     `certified_radius` around them alone: tighter, and for small networks of ReLUs only.
     `attacked_rows` of the rows with margins are attacked as well (0: none), which shows how much
