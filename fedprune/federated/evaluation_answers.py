@@ -14,7 +14,7 @@ from fedprune.federated.answers import Answers, Outcome, Outcomes
 from fedprune.federated.messages import Question, answer_content
 from fedprune.federated.station import RowSource, Station, model_of
 from fedprune.federated.table_answers import count_tables
-from fedprune.runs import CURVE
+from fedprune.runs import ATTACK_STEPS, ATTACKED
 
 
 def answer_evaluate(station: Station, question: Question, clients: Sequence[int]) -> Outcomes:
@@ -66,7 +66,8 @@ def _row_columns(
             model_of(question.architecture, question.weights),
             inputs,
             labels,
-            [factor * radius for factor in CURVE],
+            [factor * radius for factor in ATTACKED],
+            steps=ATTACK_STEPS,
             input_std=station.dataset.input_std,
         )
         columns.append(("distances", distances.astype("<f8")))

@@ -12,7 +12,13 @@ from fedprune.runs.availability import (
     most_available,
     next_begin,
 )
-from fedprune.runs.certificates import CURVE, certified_accuracies, lipschitz_bounds
+from fedprune.runs.certificates import (
+    ATTACK_STEPS,
+    ATTACKED,
+    CURVE,
+    certified_accuracies,
+    lipschitz_bounds,
+)
 from fedprune.runs.count_tables import (
     CLIENT_TABLE,
     PLAIN_CELLS,
@@ -73,6 +79,8 @@ from fedprune.runs.spending import LEDGER, LedgerTotals, ledger_totals, privacy_
 from fedprune.runs.stored_tables import CountedRows, fairness_of_tables, stored_rows
 
 __all__ = [
+    "ATTACKED",
+    "ATTACK_STEPS",
     "CLIENT_TABLE",
     "CURVE",
     "LATENCY",

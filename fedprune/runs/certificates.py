@@ -19,6 +19,12 @@ JsonDict = dict[str, Any]
 CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """Radii of a curve, in the configured one."""
 
+ATTACKED = (1.0, 3.0)
+"""Radii of the balls that rows are attacked in, likewise; what breaks a row is shortened then."""
+
+ATTACK_STEPS = 10
+"""Gradient steps in each: a pass through the network forward and back for every row."""
+
 SIDES = ("dense", "pruned")
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from fedprune import audit as auditing
 from fedprune import robustness, study
 from fedprune.audit.report import render
-from fedprune.runs import CURVE, RunFolder
+from fedprune.runs import ATTACK_STEPS, ATTACKED, CURVE, RunFolder
 
 RADIUS = 0.3
 OPTIONS = [
@@ -75,7 +75,8 @@ def test_distances_are_those_of_an_attack_on_the_stored_model(run: Path) -> None
         model,
         rows.inputs(places),
         rows.targets(places),
-        [factor * RADIUS for factor in CURVE],
+        [factor * RADIUS for factor in ATTACKED],
+        steps=ATTACK_STEPS,
         input_std=dataset.input_std,
     )
     told = folder.read_tensors("margins.safetensors")["pruned_attacked_distances"].numpy()

@@ -30,6 +30,7 @@ OVERRIDES = (
     "evaluate.baselines=false",
     "evaluate.resamples=100",
     "evaluate.certified_rows=4",
+    "evaluate.attacked_rows=2",
 )
 
 
