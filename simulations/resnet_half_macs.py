@@ -255,7 +255,8 @@ def result(study: Study) -> dict[str, Any]:
         "command": f"python simulations/resnet_half_macs.py --root DATA --network "
         f"{options.network} --weights {Path(options.weights).name} --epochs {options.epochs} "
         f"--keep-macs {options.keep_macs} --criterion {options.criterion} --fill {options.fill} "
-        f"--seed {options.seed}"
+        f"--rate {options.rate} --weight-decay {options.weight_decay} --views {options.views} "
+        f"--distill {options.distill} --seed {options.seed}"
         f"{named_teacher(options)}{' --bfloat16' if options.bfloat16 else ''}",
         "date": date.today().isoformat(),
         "seed": options.seed,
