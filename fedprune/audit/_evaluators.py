@@ -282,8 +282,8 @@ def _bound_lead(certified: Json) -> tuple[str, ...]:
     unit = f", in {certified['unit']}" if certified.get("unit") else ""
     attacked = say.number(say.table_of(certified, "attacked").get("rows"))
     attack = (
-        f"An attack by projected gradients was tried on {attacked or 0:.0f} of these rows: the "
-        f"share that it did not break lies above the truth, as the certified share lies below it."
+        f"An attack by projected gradients was tried on {attacked or 0:.0f} of these rows: for "
+        f"them the truth lies at or below the share that it did not break."
     )
     return (
         bound,

@@ -59,8 +59,8 @@ def plot_certified(certified: Mapping[str, Any], unit: str, name: str = "certifi
     )
     if attacked:
         caption += (
-            " Dashed: the share of the attacked rows that no attack of the radius broke; the truth "
-            "lies between the two."
+            " Dashed: the share of the attacked rows that no attack of the radius broke; for "
+            "those rows the truth lies at or below it."
         )
     return Plot(to_svg(figure, name, title, f"{title}: {'; '.join(told)}."), title, caption)
 
