@@ -22,7 +22,7 @@ from torch.nn import functional
 from fedprune import data
 
 MARGIN = 4  # pixels by which an image is shifted at most, as in He et al. 2016
-Batch = tuple[Tensor, Tensor, Tensor]  # inputs, labels, the teacher's logits
+Batch = tuple[Tensor, Tensor, Tensor]  # inputs, shares of the classes, the teacher's logits
 
 
 class Views:
@@ -31,10 +31,19 @@ class Views:
     The teacher sees exactly what its student will see (Beyer et al. 2022, "A good teacher is
     patient and consistent"), but only once a view, not once an epoch: its part of the work does
     not grow with the number of epochs.
+
+    A share of the views may be mixed with another image (mixup, Zhang et al. 2018): a teacher
+    knows its training images by heart and says little of them beside their labels, but it has
+    never seen a mixture.
     """
 
-    def __init__(self, rows: data.Rows, count: int | None, views: int, seed: int) -> None:
-        """Take the first `count` rows, or all."""
+    def __init__(
+        self, rows: data.Rows, count: int | None, views: int, seed: int, mixed: float = 0.0
+    ) -> None:
+        """Take the first `count` rows, or all; mix a share of the views, 0 to 1, with others.
+
+        The image itself keeps a half to the whole of a mixture, uniformly drawn.
+        """
         count = len(rows) if count is None else min(count, len(rows))
         stored = torch.from_numpy(np.ascontiguousarray(rows.stored[:count]))
         padded = functional.pad(stored, (MARGIN,) * 4)
@@ -46,6 +55,9 @@ class Views:
         self._shifts = torch.from_numpy(drawn.integers(0, 2 * MARGIN + 1, (2, views, count)))
         self._mirrored = torch.from_numpy(drawn.random((views, count)) < 0.5)
         self._first = torch.from_numpy(drawn.integers(0, views, count))
+        chosen, own = drawn.random((views, count)) < mixed, drawn.uniform(0.5, 1, (views, count))
+        self._own = torch.from_numpy(np.where(chosen, own, 1).astype(np.float32))
+        self._other = torch.from_numpy(drawn.integers(0, count, (views, count)))
         self.logits: list[Tensor] = []
 
     def __len__(self) -> int:
@@ -59,6 +71,22 @@ class Views:
 
     def inputs(self, places: Tensor, views: Tensor) -> Tensor:
         """Images [n, channels, height, width], scaled, each in the view that is named for it."""
+        images = self.plain_inputs(places, views)
+        own = self._own[views, places]
+        mixed = torch.nonzero(own < 1).flatten()
+        if len(mixed):
+            others = self.plain_inputs(self._other[views, places][mixed], views[mixed])
+            images[mixed] = torch.lerp(others, images[mixed], own[mixed][:, None, None, None])
+        return images
+
+    def targets(self, places: Tensor, views: Tensor, classes: int) -> Tensor:
+        """Shares of the classes in each view, [n, classes]."""
+        own = self._own[views, places][:, None]
+        labels = functional.one_hot(self._labels, classes).to(own.dtype)
+        return torch.lerp(labels[self._other[views, places]], labels[places], own)
+
+    def plain_inputs(self, places: Tensor, views: Tensor) -> Tensor:
+        """As `inputs`, but without mixing."""
         down, right = self._shifts[:, views, places]
         images = self._windows[places, :, down, right]
         turned = self._mirrored[views, places][:, None, None, None]
@@ -76,6 +104,13 @@ class Views:
             found.append(logits.float().cpu())
         return torch.cat(found)
 
+    def plain_batches(self, size: int, random: np.random.Generator) -> Iterator[Tensor]:
+        """Inputs of one pass in random order, unmixed, each in its first view; whole batches."""
+        order = torch.from_numpy(random.permutation(len(self)))
+        for start in range(0, len(self) - size + 1, size):
+            places = order[start : start + size]
+            yield self.plain_inputs(places, self._first[places])
+
     def batches(self, size: int, epoch: int, random: np.random.Generator) -> Iterator[Batch]:
         """One pass over all images in random order, each in its view of this epoch.
 
@@ -86,7 +121,8 @@ class Views:
         for start in range(0, len(self) - size + 1, size):
             places = order[start : start + size]
             views = (self._first[places] + epoch) % self.count
-            yield self.inputs(places, views), self._labels[places], logits[views, places]
+            targets = self.targets(places, views, logits.shape[-1])
+            yield self.inputs(places, views), targets, logits[views, places]
 
 
 @dataclass(frozen=True)
@@ -204,14 +240,14 @@ class Training:
         self, student: nn.Module, batch: Batch, weight: float
     ) -> tuple[float, tuple[Tensor, ...]]:
         student.train()
-        inputs, labels, wanted = (part.to(self.device) for part in batch)
+        inputs, targets, wanted = (part.to(self.device) for part in batch)
         with self.precision():
             logits = student(inputs.contiguous(memory_format=torch.channels_last)).float()
-        loss = weight * self._loss(logits, labels, wanted)
+        loss = weight * self._loss(logits, targets, wanted)
         parameters = [p for p in student.parameters() if p.requires_grad]
         return loss.item(), torch.autograd.grad(loss, parameters)
 
-    def _loss(self, logits: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, targets: Tensor, wanted: Tensor) -> Tensor:
         share, heat = self.recipe.distill, self.recipe.temperature
         divergence = functional.kl_div(
             functional.log_softmax(logits / heat, dim=1),
@@ -219,7 +255,8 @@ class Training:
             reduction="batchmean",
             log_target=True,
         )
-        return (1 - share) * functional.cross_entropy(logits, labels) + share * heat**2 * divergence
+        labelled = functional.cross_entropy(logits, targets)
+        return (1 - share) * labelled + share * heat**2 * divergence
 
     def precision(self) -> Any:
         """A context in which passes are computed as asked for."""

@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from fedprune import data, models, pruning
 SCORED = 2_000  # training images that units are scored with, in minibatches
 SCORED_BATCH = 50
 RECALIBRATED_BATCH = 250
+RECALIBRATED = 20  # batches of an epoch's figure; the last figure takes all images
 
 
 class Study:
@@ -53,7 +55,7 @@ class Study:
         self.work: Path = options.work
         self.work.mkdir(parents=True, exist_ok=True)
         rows = data.load("cifar10", options.root, seed=options.seed)
-        self.train = Views(rows.train, options.images, options.views, options.seed)
+        self.train = Views(rows.train, options.images, options.views, options.seed, options.mixed)
         self.test = rows.test
         self.scored = rows.train
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -139,9 +141,10 @@ class Study:
         training = self._training(small)
         for done, batch in enumerate(self._some_batches(step, random)):
             training.step(batch, 0.5 + 0.5 * done / max(options.minibatches, 1))
-        state = {f"model.{k}": v for k, v in training.model.state_dict().items()}
         training.close()
-        found = self.accuracy(training.model.eval())
+        made = self._recalibrated(training.model, random)
+        state = {f"model.{k}": v for k, v in made.state_dict().items()}
+        found = self.accuracy(made)
         left = self.layout.macs(mask) / self.layout.total_macs
         self.told["mask"] = "".join("1" if keep else "0" for keep in mask.tolist())
         self.told["steps"].append({"keep_macs": round(left, 5), "accuracy": found})
@@ -176,13 +179,18 @@ class Study:
                 {
                     "loss": round(loss / each, 5),
                     "accuracy": self.accuracy(training.model.eval()),
-                    "averaged": self.accuracy(training.average),
+                    "averaged": self.accuracy(self._recalibrated(training.average, random)),
                     "seconds": round(seconds, 1),
                 }
             )
             print(f"epoch {epoch + 1}: {self.told['epochs'][-1]}", flush=True)
             self._keep(training.state())
         training.close()
+
+    def _recalibrated(self, model: nn.Module, random: np.random.Generator) -> nn.Module:
+        """A copy with batch norm statistics from some training images, none of them mixed."""
+        batches = self.train.plain_batches(RECALIBRATED_BATCH, random)
+        return recalibrate(model, islice(batches, RECALIBRATED))
 
     def _finish(self) -> None:
         """Give the average statistics of its own and keep it as the network that was sought."""
@@ -191,8 +199,7 @@ class Study:
         own = {k.removeprefix("average."): v for k, v in state.items() if k.startswith("average.")}
         model.load_state_dict(own or model.state_dict())
         random = np.random.default_rng((self.options.seed, 500))
-        batches = self.train.batches(RECALIBRATED_BATCH, self.options.epochs, random)
-        found = recalibrate(model.eval(), (inputs for inputs, _, _ in batches))
+        found = recalibrate(model.eval(), self.train.plain_batches(RECALIBRATED_BATCH, random))
         self.told["final"] = self.accuracy(found)
         self._keep(state | {f"final.{k}": v for k, v in found.state_dict().items()})
 
@@ -256,7 +263,7 @@ def result(study: Study) -> dict[str, Any]:
         f"{options.network} --weights {Path(options.weights).name} --epochs {options.epochs} "
         f"--keep-macs {options.keep_macs} --criterion {options.criterion} --fill {options.fill} "
         f"--rate {options.rate} --weight-decay {options.weight_decay} --views {options.views} "
-        f"--distill {options.distill} --seed {options.seed}"
+        f"--distill {options.distill} --mixed {options.mixed} --seed {options.seed}"
         f"{named_teacher(options)}{' --bfloat16' if options.bfloat16 else ''}",
         "date": date.today().isoformat(),
         "seed": options.seed,
@@ -330,6 +337,7 @@ def main() -> None:
     parser.add_argument("--teacher", help="network to learn from instead of the dense one")
     parser.add_argument("--teacher-weights", help="of that network")
     parser.add_argument("--views", type=int, default=12, help="fixed augmentations of an image")
+    parser.add_argument("--mixed", type=float, default=0.0, help="share of views that are mixtures")
     parser.add_argument("--bfloat16", action="store_true", help="compute passes in bfloat16")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=1)
@@ -339,6 +347,8 @@ def main() -> None:
     options = parser.parse_args()
     if (options.teacher is None) != (options.teacher_weights is None):
         parser.error("--teacher and --teacher-weights are given both or not at all")
+    if not 0 <= options.mixed <= 1:
+        parser.error(f"--mixed is {options.mixed}, but a share is 0 to 1")
     found = Study(options).run()
     print(json.dumps({k: found[k] for k in ("macs", "params", "accuracy")}, indent=1))
     if options.out is not None:

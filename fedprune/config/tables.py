@@ -253,7 +253,8 @@ class EngineConfig(_Table):
 
     `deterministic` scores one client at a time on one thread, so that every engine and cohort
     size gives the same bits. `precision` is that of the passes which score clients: bfloat16 is
-    used where a sample of the clients shows that it keeps at least 0.99 of the votes' mask.
+    used where the device has instructions for it and a sample of the clients shows that it keeps
+    at least 0.99 of the votes' mask.
     `workers` are the processes that train the local engine's clients: 0 means as many as cores, 1
     means none. `actors` = 0 means as many as fit; `ray_address` names a running Ray cluster, ""
     starts one.

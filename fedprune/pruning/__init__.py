@@ -11,7 +11,7 @@ from fedprune.pruning.scores.evaluating import correct_predictions
 from fedprune.pruning.scores.exact import oracle, oracle_clients
 from fedprune.pruning.scores.normalizing import NORMALIZATIONS, normalize
 from fedprune.pruning.scores.precision import LEAST_KEPT, PrecisionCheck, check_precision
-from fedprune.pruning.scores.prepared import PRECISIONS
+from fedprune.pruning.scores.prepared import PRECISIONS, has_instructions
 from fedprune.pruning.scores.scoring import score, score_clients
 from fedprune.pruning.scores.separate_gates import GateLayout, separate_gates
 from fedprune.pruning.selecting.latency_table import LatencyTable
@@ -46,6 +46,7 @@ __all__ = [
     "correct_predictions",
     "embed",
     "expected_keep_units",
+    "has_instructions",
     "keep_fractions",
     "learning_rate",
     "mask_model",

@@ -105,6 +105,18 @@ def _end(place: int, *path: str) -> Callable[[Mapping[str, Any]], Figure]:
     return read
 
 
+def _difference(name: str) -> dict[str, Callable[[Mapping[str, Any]], Figure]]:
+    """Columns of a difference between groups in the rates of a task of two classes."""
+    at, pair = ("fairness", "outcomes", name), ("fairness", "outcomes", name, "pair")
+    return {
+        f"{name}_dense": _at(*at, "difference_dense"),
+        f"{name}_pruned": _at(*at, "difference_pruned"),
+        f"{name}_pair_change": _at(*pair, "change"),
+        f"{name}_pair_change_low": _end(0, *pair, "interval"),
+        f"{name}_pair_change_high": _end(1, *pair, "interval"),
+    }
+
+
 BASELINES = ("votes_without_noise", "pooled", "magnitude", "random")
 
 COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = {
@@ -138,6 +150,9 @@ COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = {
     "fairness_gap_change": _at("fairness", "gap_change"),
     "fairness_gap_change_low": _end(0, "fairness", "gap_change_interval"),
     "fairness_gap_change_high": _end(1, "fairness", "gap_change_interval"),
+    "fairness_pair_change": _at("fairness", "pair", "change"),
+    **_difference("demographic_parity"),
+    **_difference("equalized_odds"),
     "certified_accuracy_dense": _at("certified_accuracy", "dense"),
     "certified_accuracy_pruned": _at("certified_accuracy", "pruned"),
 }

@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from fedprune import data, hardware, models, pruning
 from fedprune.runs import RunFolder
 
 CENTRAL_BATCH = 250
+HOST = torch.device("cpu")
 KEEP_UNITS = 0.5
 CLIENTS_VARIABLE, IMAGES_VARIABLE = "SCORING_CLIENTS", "SCORING_IMAGES"
 TARGETS = {"scoring / central": 1.6, "bfloat16 / central": 2.2, "scoring / flower": 2.5,
@@ -127,11 +128,12 @@ class Ways:
             for _ in range(2)
         )
         self.layout = pruning.UnitLayout.of(self.model, torch.zeros(1, 3, 32, 32))
-        self.scores: dict[str, list[Tensor]] = {"float32": [], "bfloat16": []}
+        self.precisions = [p for p in ("float32", "bfloat16") if pruning.has_instructions(p, HOST)]
+        self.scores: dict[str, list[Tensor]] = {name: [] for name in self.precisions}
 
     def all(self) -> dict[str, Callable[[Part], int]]:
         """Every way: it goes over a part and says how many images it did."""
-        return {
+        found: dict[str, Callable[[Part], int]] = {
             "central": lambda part: self._whole(part, lambda: central_pass(self._other, part)),
             "scoring": lambda part: self._whole(part, lambda: self._score(part, "float32")),
             "bfloat16": lambda part: self._whole(part, lambda: self._score(part, "bfloat16")),
@@ -143,6 +145,9 @@ class Ways:
                 part, lambda: pruning.correct_predictions(self.model, self.layout, part)
             ),
         }
+        if "bfloat16" not in self.precisions:
+            del found["bfloat16"]
+        return found
 
     def _whole(self, part: Part, work: Callable[[], object]) -> int:
         work()
@@ -161,8 +166,10 @@ class Ways:
             pruning.score(self.model, self.layout, [batch])
         return clients * self.per_client
 
-    def masks_kept(self) -> dict[str, float]:
+    def masks_kept(self) -> dict[str, float] | None:
         """What bfloat16 keeps of float32's masks, over all clients that were scored."""
+        if "bfloat16" not in self.precisions:
+            return None
         exact, reduced = (torch.cat(self.scores[name]) for name in ("float32", "bfloat16"))
         own = [pruning.select_many(one, self.layout, KEEP_UNITS) for one in (exact, reduced)]
         votes = [
@@ -196,7 +203,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             speeds[name].append(images / (time.perf_counter() - begun))
         for engine in ("local", "flower") if options.flower_clients else ():
             speeds.setdefault(engine, []).append(report_round(engine, options))
-        peaks.append(peak_rates())
+        peaks.append(peak_rates(ways.precisions))
         last = {name: round(values[-1]) for name, values in speeds.items()}
         print(f"{repeat + 1}/{options.repeats}: {last}", file=sys.stderr)
     return summary_of(options, ways, speeds, peaks)
@@ -231,10 +238,11 @@ def report_round(engine: str, options: argparse.Namespace) -> float:
     return float(options.flower_clients * options.per_client / seconds["vote-1"])
 
 
-def peak_rates() -> dict[str, float]:
+def peak_rates(precisions: Sequence[str]) -> dict[str, float]:
     """Operations per second, in 10^9, of a large product and a large convolution."""
     found: dict[str, float] = {}
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+    for name in precisions:
+        dtype = pruning.PRECISIONS[name]
         left, right = (torch.ones(2048, 2048, dtype=dtype) for _ in range(2))
         images = torch.ones(32, 256, 32, 32, dtype=dtype)
         images = images.contiguous(memory_format=torch.channels_last)
@@ -294,13 +302,10 @@ def summary_of(
     held = load_rows(options.root, 500)
     operations = operations_an_image(ways.model)
     floors = {
-        name: max(peak[name] for peak in peaks) * 1e9 / operations
-        for name in ("float32", "bfloat16")
+        name: max(peak[name] for peak in peaks) * 1e9 / operations for name in ways.precisions
     }
-    share = {
-        "float32": statistics.median(speeds["scoring"]) / floors["float32"],
-        "bfloat16": statistics.median(speeds["bfloat16"]) / floors["bfloat16"],
-    }
+    way = {"float32": "scoring", "bfloat16": "bfloat16"}
+    share = {name: statistics.median(speeds[way[name]]) / floors[name] for name in floors}
     return {
         "question": (__doc__ or "").splitlines()[0],
         "command": command(sys.argv),
@@ -353,8 +358,12 @@ def table(result: dict[str, Any]) -> str:
         f"floor in {name}: {floor['images_per_second'][name]:.0f} images/s, {reached:.0%} reached"
         for name, reached in floor["share_reached"].items()
     ]
-    lines.append(f"bfloat16 keeps {kept['votes_mask']:.2%} of the votes' mask and "
-                 f"{kept['clients_own_masks']:.2%} of the clients' own")  # fmt: skip
+    lines.append(
+        "bfloat16 is left out: this processor has no instructions for it"
+        if kept is None
+        else f"bfloat16 keeps {kept['votes_mask']:.2%} of the votes' mask and "
+        f"{kept['clients_own_masks']:.2%} of the clients' own"
+    )
     lines += [f"{one['share']:7.1%} {one['operator']}" for one in result["where_time_goes"]]
     return "\n".join(lines)
 

@@ -15,6 +15,7 @@ from fedprune.federated.simulate import resume, simulate
 from fedprune.privacy import Ledger
 from fedprune.privacy.ledgers.chain import STORED
 from fedprune.progress import Quiet
+from fedprune.runs import RunFolder
 
 SIXTEEN = (
     "data.clients=16",
@@ -51,6 +52,12 @@ def test_local_and_flower_give_identical_masks_and_reports(
     for name, values in margins[0].items():  # float64, in batches of other sizes
         torch.testing.assert_close(values, margins[1][name], rtol=1e-9, atol=1e-12)
     assert audit.audit(flower).holds
+    fairness = [
+        RunFolder.open(out).read_json("summary.json")["fairness"] for out in (local, flower)
+    ]
+    assert fairness[0] == fairness[1]
+    if dataset == "heart":  # two classes: labels and predictions are counted
+        assert fairness[1]["outcomes"]["demographic_parity"]["difference_pruned"] is not None
 
 
 def test_the_local_engine_continues_what_flower_s_began_and_a_failure_is_one_sentence(

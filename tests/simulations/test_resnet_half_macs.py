@@ -35,13 +35,38 @@ def script(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         sys.modules.pop(name, None)
 
 
+@pytest.mark.usefixtures("script")
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_mixtures_are_of_two_images_and_of_their_labels(share: float) -> None:
+    rows = data.load("cifar10").train
+    views = importlib.import_module("_central").Views(rows, 300, 3, 1, share)
+    views.logits = [torch.zeros(300, 10)] * 3
+    places, turn = torch.arange(300), torch.full((300,), 1)
+    own = views._own[1]
+    targets = views.targets(places, turn, 10)
+    plain = views.plain_inputs(places, turn)
+    other = views.plain_inputs(views._other[1], turn)
+    kept = own[:, None, None, None]
+    torch.testing.assert_close(views.inputs(places, turn), kept * plain + (1 - kept) * other)
+    torch.testing.assert_close(targets.sum(1), torch.ones(300))
+    labels = rows.targets(slice(0, 300))
+    assert (targets[places, labels] >= own - 1e-6).all()
+    assert own.min() >= 0.5
+    assert ((own < 1).double().mean() - share).abs() < 0.1
+    inputs, wanted, _ = next(views.batches(300, 1, np.random.default_rng(2)))
+    assert bool((wanted.max(1).values == 1).all()) is (share == 0)
+    unmixed = next(views.plain_batches(300, np.random.default_rng(2)))
+    assert inputs.shape == unmixed.shape
+
+
 def options(root: Path, work: Path) -> argparse.Namespace:
     return argparse.Namespace(
         root=str(root), network="resnet20", weights=str(root / "weights/resnet20-12fca82f.th"),
         keep_macs=0.5, criterion="taylor", fill="value", steps=2,
         minibatches=1, epochs=2, rate=0.05,
         weight_decay=5e-4,
-        distill=0.5, teacher=None, teacher_weights=None, views=2, bfloat16=False, threads=2, seed=1,
+        distill=0.5, teacher=None, teacher_weights=None, views=2, mixed=0.5,
+        bfloat16=False, threads=2, seed=1,
         images=256, work=work, out=None,
     )  # fmt: skip
 

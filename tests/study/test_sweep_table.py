@@ -54,6 +54,20 @@ def test_the_table_is_csv_whose_figures_are_the_summary_s(finished_run: Path) ->
     assert lines[1]["error"] == 'it said "no",\nand stopped'
 
 
+def test_differences_of_two_classes_stand_in_the_table_with_the_followed_pair_s_interval() -> None:
+    change = {"change": 0.03, "interval": [0.01, 0.05]}
+    parity = {"difference_dense": 0.2, "difference_pruned": 0.26, "pair": change}
+    outcomes = {"demographic_parity": parity, "equalized_odds": None}
+    summary = {"fairness": {"outcomes": outcomes, "pair": {"change": -0.02}}}
+    made = SeedRow("1", 1, {}, "done", "", summary, 1.0)
+    (line,) = csv.DictReader(io.StringIO(to_csv([made], {}), newline=""))
+    names = ("dense", "pruned", "pair_change", "pair_change_low", "pair_change_high")
+    found = [line[f"demographic_parity_{name}"] for name in names]
+    assert found == ["0.2", "0.26", "0.03", "0.01", "0.05"]
+    assert {line[f"equalized_odds_{name}"] for name in names} == {""}
+    assert line["fairness_pair_change"] == "-0.02"
+
+
 def test_private_minus_magnitude_is_paired_by_seed() -> None:
     rows = [row("1", s, p, m) for s, p, m in ((1, 0.8, 0.7), (2, 0.6, 0.55), (3, 0.9, 0.7))]
     (group,) = of_groups(rows, 0.95)

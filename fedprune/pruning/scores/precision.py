@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from fedprune.errors import ModelError, PruningError
 from fedprune.pruning.scores.clients import Source
-from fedprune.pruning.scores.prepared import check_precision_name
+from fedprune.pruning.scores.prepared import check_precision_name, has_instructions
 from fedprune.pruning.scores.scoring import score_clients
 from fedprune.pruning.selecting.selection import select, select_many
 from fedprune.pruning.structure.layout import UnitLayout
@@ -28,7 +29,8 @@ class PrecisionCheck:
     Attributes:
         asked: The precision that was asked for.
         used: The one to use: the same, or "float32" where it is not good enough.
-        kept: Share of the units in the float32 votes' mask that are in the other one too.
+        kept: Share of the units in the float32 votes' mask that are in the other one too; None
+            where it was not measured, because the device has no instructions for that precision.
         clients: Clients it was measured on.
         sentence: All of it in words.
         scores: These clients' scores in the precision to use, [clients, num_units], as
@@ -37,7 +39,7 @@ class PrecisionCheck:
 
     asked: str
     used: str
-    kept: float
+    kept: float | None
     clients: int
     sentence: str
     scores: Tensor
@@ -62,7 +64,7 @@ def check_precision(
     A vote is the share of the clients that keep a unit; no noise is added. Few clients' votes lie
     closer together than those of many, so a sample keeps less than all clients would: the answer
     errs on the safe side. A model that does not run in the lower precision, or gives nothing finite
-    there, keeps nothing.
+    there, keeps nothing. Nothing is tried where the device would be slower in it than in float32.
 
     Args:
         model: The model; it is not changed.
@@ -99,6 +101,13 @@ def check_precision(
     if precision == "float32":
         sentence = "scores are in float32"
         return PrecisionCheck(precision, precision, 1.0, len(exact), sentence, exact)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if not has_instructions(precision, device):
+        sentence = (
+            f"this {'processor' if device.type == 'cpu' else 'device'} has no instructions for "
+            f"{precision} and would take longer than in float32: scores are in float32"
+        )
+        return PrecisionCheck(precision, "float32", None, len(exact), sentence, exact)
     try:
         scores = scores_in(precision)
         kept = _share(mask_of(exact), mask_of(scores))

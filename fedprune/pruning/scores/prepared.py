@@ -124,6 +124,25 @@ def check_precision_name(precision: str) -> None:
         raise PruningError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
 
 
+def has_instructions(precision: str, device: torch.device) -> bool:
+    """Whether a device computes in this precision itself, rather than by way of another.
+
+    A processor without such instructions (x86 before AVX-512, for bfloat16) takes many times as
+    long as in float32.
+
+    Raises:
+        PruningError: if the precision is unknown.
+    """
+    check_precision_name(precision)
+    if precision == "float32":
+        return True
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return True
+
+
 def reduce_precision(model: nn.Module, layout: UnitLayout, precision: str) -> None:
     """Let the layers between units compute in a lower precision, in place.
 

@@ -250,6 +250,13 @@ def test_bfloat16_has_the_same_bits_on_one_thread_and_on_several(build: Any) -> 
     assert torch.equal(*found)
 
 
+@pytest.fixture
+def able(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor with instructions for every precision; others compute the same more slowly."""
+    monkeypatch.setattr("fedprune.pruning.scores.precision.has_instructions", lambda *_: True)
+
+
+@pytest.mark.usefixtures("able")
 def test_a_precision_is_used_where_the_votes_stand_it_and_else_float32_with_a_reason(
     build: Any,
 ) -> None:
@@ -272,6 +279,20 @@ def test_a_precision_is_used_where_the_votes_stand_it_and_else_float32_with_a_re
     assert check("float32", 0.99).kept == 1
 
 
+def test_a_precision_without_instructions_is_not_even_tried(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = build("residual")
+    layout, inputs = UnitLayout.of(model, inputs), many(inputs, 60)
+    examples = inputs, labels_for(inputs), torch.arange(60) // 5
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    found = check_precision(model, layout, *examples, "bfloat16", keep_units=0.5, least_kept=0)
+    assert (found.used, found.kept, found.clients) == ("float32", None, 12)
+    assert "this processor has no instructions for bfloat16" in found.sentence
+    assert torch.equal(found.scores, score_clients(model, layout, *examples))
+
+
+@pytest.mark.usefixtures("able")
 def test_a_precision_that_moves_the_votes_too_far_is_not_used(
     build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
