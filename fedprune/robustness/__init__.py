@@ -3,9 +3,9 @@
 from fedprune.robustness.attack import AttackResult, direct_search, pgd
 from fedprune.robustness.attack_distance import attack_distances
 from fedprune.robustness.cache import NORMS, NormCache
-from fedprune.robustness.certificates import (
+from fedprune.robustness.certificates import Certifier
+from fedprune.robustness.certified_shares import (
     CertifiedCurve,
-    Certifier,
     certified_accuracy,
     certified_curve,
     certified_interval,

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedprune.robustness.affine import Affine
 from fedprune.robustness.dense_sdp import DEFAULT_WORK, slope_bound
 from fedprune.robustness.forms import slope_system
 from fedprune.robustness.linear_parts import is_linear
 from fedprune.robustness.network import Network
-from fedprune.robustness.operations import Affine, Function, Operation, Sum
+from fedprune.robustness.operations import Function, Operation, Sum
 from fedprune.robustness.spectral import Norm
 
 MAX_VARIABLES = 2600

@@ -16,11 +16,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fedprune.robustness.affine import Convolution, Dense
 from fedprune.robustness.operations import (
     FOLD_STEPS,
     Concatenation,
-    Convolution,
-    Dense,
     Diagonal,
     Function,
     Operation,

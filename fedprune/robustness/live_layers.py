@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from fedprune.errors import RobustnessError
+from fedprune.robustness.affine import Affine, Convolution, Dense
 from fedprune.robustness.layer_norms import convolve
 from fedprune.robustness.network import Network
-from fedprune.robustness.operations import Affine, Convolution, Dense, Diagonal
+from fedprune.robustness.operations import Diagonal
 from fedprune.robustness.rules import module_rule
 from fedprune.robustness.transposed import TransposedConvolution
 

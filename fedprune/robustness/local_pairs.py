@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedprune.robustness.affine import Dense
 from fedprune.robustness.network import Evaluation, Network
-from fedprune.robustness.operations import Dense
 from fedprune.robustness.region import FLOOR, SAFE, Region, lower, row_lengths
 from fedprune.robustness.rounding import EPSILON, gamma
 

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedprune.errors import RobustnessError
+from fedprune.robustness.affine import Affine
 from fedprune.robustness.branches import Extremum, Stack
 from fedprune.robustness.live_layers import apply_live, head_rows, live_layers, scale_of
 from fedprune.robustness.network import Network, Std, input_scale
-from fedprune.robustness.operations import Affine, Concatenation, Diagonal, Sum
+from fedprune.robustness.operations import Concatenation, Diagonal, Sum
 from fedprune.robustness.tracer import lower
 
 WARM_UP = 15

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.errors import RobustnessError
-from fedprune.robustness.operations import Affine, Dense, Function, Operation, Rounding
+from fedprune.robustness.affine import Affine, Dense
+from fedprune.robustness.operations import Function, Operation, Rounding
 from fedprune.robustness.rounding import EPSILON, Floats, add_up, multiply_up, up
 
 

@@ -7,24 +7,15 @@ evaluation in float64 adds. A new kind of analysis is one more method here.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.robustness.cache import NORMS
-from fedprune.robustness.layer_norms import (
-    Geometry,
-    absolute_norm,
-    convolution_norm,
-    convolve,
-)
 from fedprune.robustness.rounding import (
     EPSILON,
     TINY,
@@ -37,7 +28,7 @@ from fedprune.robustness.rounding import (
     sqrt_up,
     up,
 )
-from fedprune.robustness.spectral import Norm, matrix_norm
+from fedprune.robustness.spectral import Norm
 
 FOLD_STEPS = 16
 """Roundings allowed in a folded weight or bias, added to the length of each inner product."""
@@ -155,128 +146,6 @@ class Diagonal(Operation):
         return inputs[0] * self.scale.reshape(shape) + self.shift.reshape(shape)
 
 
-class Affine(Operation):
-    """A linear map with a bias into which a following batch norm can be folded."""
-
-    folded: str
-    """What was folded into it: "+" and a name each."""
-
-    @abstractmethod
-    def fold(self, after: Diagonal) -> Affine:
-        """Give the affine map that equals this one followed by `after`."""
-
-    @abstractmethod
-    def scale_input(self, scale: Tensor) -> Affine | None:
-        """Give this map after an entrywise scaling of its input [...], None if it cannot."""
-
-
-@dataclass(frozen=True, eq=False)
-class Convolution(Affine):
-    """A convolution of 1 to 3 spatial axes: weight [out, in / groups, *kernel], float64."""
-
-    weight: Tensor
-    bias: Tensor
-    magnitude: Tensor
-    geometry: Geometry
-    folded: str = ""
-
-    @property
-    def kind(self) -> str:
-        """The convolution and what was folded into it."""
-        return f"conv{len(self.geometry.axes)}d{self.folded}"
-
-    @cached_property
-    def norm(self) -> Norm:
-        """Bound by the rules of `layer_norms`."""
-        weight = self.weight.numpy()
-        return NORMS.norm(
-            f"convolution {self.geometry}", weight, lambda: convolution_norm(weight, self.geometry)
-        )
-
-    @cached_property
-    def rounding(self) -> Rounding:
-        """gamma_n |W| |x| for inner products of n terms in any order, plus the bias's terms."""
-        steps = gamma(math.prod(self.weight.shape[1:]) + FOLD_STEPS)
-        positions = math.prod(axis.outputs for axis in self.geometry.axes)
-        constant = product_up(steps, _norm(self.magnitude), sqrt_up(positions))
-        slope = product_up(steps, absolute_norm(self.weight.numpy(), self.geometry))
-        return Rounding(slope, 0.0, up(constant + TINY))
-
-    def run(self, *inputs: Tensor) -> Tensor:
-        """Convolve in float64 on the CPU: direct inner products, no transform algorithms."""
-        return convolve(inputs[0], self.weight, self.bias, self.geometry)
-
-    def fold(self, after: Diagonal) -> Convolution:
-        """Fold a scaling of the output channels."""
-        rows = [-1] + [1] * (self.weight.ndim - 1)
-        return replace(
-            self,
-            weight=self.weight * after.scale.reshape(rows),
-            bias=self.bias * after.scale + after.shift,
-            magnitude=self.magnitude * after.scale.abs() + after.magnitude,
-            folded=f"{self.folded}+{after.kind}",
-        )
-
-    def scale_input(self, scale: Tensor) -> Convolution | None:
-        """Fold a scaling [in, *map] that is constant over the map."""
-        channels = scale.flatten(1)
-        if scale.shape[0] != self.weight.shape[1] * self.geometry.groups:
-            return None
-        if not torch.equal(channels, channels[:, :1].expand_as(channels)):
-            return None
-        by_group = channels[:, 0].reshape(self.geometry.groups, 1, -1)
-        grouped = self.weight.reshape(self.geometry.groups, -1, *self.weight.shape[1:])
-        shape = by_group.shape + (1,) * (self.weight.ndim - 2)
-        return replace(self, weight=(grouped * by_group.reshape(shape)).reshape(self.weight.shape))
-
-
-@dataclass(frozen=True, eq=False)
-class Dense(Affine):
-    """A matrix [out, in] on the last axis, float64; `positions` is how often it is applied."""
-
-    weight: Tensor
-    bias: Tensor
-    magnitude: Tensor
-    positions: int = 1
-    folded: str = ""
-
-    @property
-    def kind(self) -> str:
-        """The linear map and what was folded into it."""
-        return f"linear{self.folded}"
-
-    @cached_property
-    def norm(self) -> Norm:
-        """Largest singular value of the weight."""
-        weight = self.weight.numpy()
-        return NORMS.norm("linear", weight, lambda: matrix_norm(weight))
-
-    @cached_property
-    def rounding(self) -> Rounding:
-        """gamma_n |W| |x| for inner products of n terms in any order, plus the bias's terms."""
-        steps = gamma(self.weight.shape[1] + FOLD_STEPS)
-        constant = product_up(steps, _norm(self.magnitude), sqrt_up(self.positions))
-        return Rounding(product_up(steps, _norm(self.weight)), 0.0, up(constant + TINY))
-
-    def run(self, *inputs: Tensor) -> Tensor:
-        """Compute x W^T + b."""
-        return torch.nn.functional.linear(inputs[0], self.weight, self.bias)
-
-    def fold(self, after: Diagonal) -> Dense:
-        """Fold a scaling of the outputs."""
-        return replace(
-            self,
-            weight=self.weight * after.scale.reshape(-1, 1),
-            bias=self.bias * after.scale + after.shift,
-            magnitude=self.magnitude * after.scale.abs() + after.magnitude,
-            folded=f"{self.folded}+{after.kind}",
-        )
-
-    def scale_input(self, scale: Tensor) -> Dense | None:
-        """Fold a scaling [in]."""
-        return replace(self, weight=self.weight * scale) if scale.ndim == 1 else None
-
-
 @dataclass(frozen=True, eq=False)
 class Sum(Operation):
     """A weighted sum of branches: skip connections, differences, a constant added."""
@@ -299,7 +168,7 @@ class Sum(Operation):
         """One product a branch and one sum each."""
         steps = gamma(2 * len(self.weights) + 2)
         slope = product_up(steps, self.norm.value)
-        size = 0.0 if self.constant is None else _norm(self.constant)
+        size = 0.0 if self.constant is None else entries_norm(self.constant)
         return Rounding(slope, steps, product_up(2 * steps, size))
 
     def run(self, *inputs: Tensor) -> Tensor:
@@ -356,5 +225,6 @@ def copy_entries(name: str, function: Callable[[Tensor], Tensor]) -> Function:
     return Function(name, function, Norm(1.0, "exact"), keeps_entries=True)
 
 
-def _norm(values: Any) -> float:
+def entries_norm(values: Tensor) -> float:
+    """The l2 norm of all entries, rounded up."""
     return float(norm_up(values.numpy()))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fedprune.errors import RobustnessError, UnsupportedOpError
+from fedprune.robustness.affine import Affine, Dense
 from fedprune.robustness.model_checks import (
     FAILURES,
     asks_shape,
@@ -26,7 +27,7 @@ from fedprune.robustness.model_checks import (
     check_tensor,
 )
 from fedprune.robustness.network import Network, Step
-from fedprune.robustness.operations import Affine, Dense, Diagonal, Operation
+from fedprune.robustness.operations import Diagonal, Operation
 from fedprune.robustness.rules import (
     METHOD_RULES,
     Call,

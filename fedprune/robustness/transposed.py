@@ -9,9 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fedprune.robustness.affine import Affine
 from fedprune.robustness.cache import NORMS
 from fedprune.robustness.layer_norms import Geometry, absolute_norm, convolution_norm
-from fedprune.robustness.operations import FOLD_STEPS, Affine, Diagonal, Rounding
+from fedprune.robustness.operations import FOLD_STEPS, Diagonal, Rounding
 from fedprune.robustness.rounding import TINY, gamma, norm_up, product_up, sqrt_up, up
 from fedprune.robustness.spectral import Norm
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedprune.robustness.affine import Convolution, Dense
 from fedprune.robustness.geometry import Axis, Geometry
-from fedprune.robustness.operations import Convolution, Dense, Diagonal, Operation
+from fedprune.robustness.operations import Diagonal, Operation
 from fedprune.robustness.rules._registry import REQUIRED, Call, Value, exact, register
 from fedprune.robustness.transposed import TransposedConvolution
 
