@@ -77,12 +77,11 @@ def overall_change(sample: Sample) -> Change:
     """Pruned minus dense accuracy over all rows."""
     total = sample.total.sum(axis=0)
     independent = sample.independent_overall()
-    seen = sample.clients if sample.whole_clients else independent
     return Change(
         value=float(_pruned_minus_dense(total)),
         draws=_pruned_minus_dense(sample.totals.sum(axis=1)),
         independent=independent,
-        allowance=_allowance(total, seen, sample.confidence),
+        allowance=_allowance(total, sample.seen_overall(), sample.confidence),
         limit=1.0,
         shares=Shares(net_change(total, 1.0), len(sample.total) * sample.noise_variance),
     )

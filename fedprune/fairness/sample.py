@@ -68,8 +68,35 @@ class Sample:
         return max(2, self.effective_clients) if self.whole_clients else int(self.total.sum())
 
     def seen(self, code: int) -> int:
-        """Draws that could have shown what a group hides: clients that hold it, or its rows."""
-        return int(self.holders[code] if self.whole_clients else self.total[code].sum())
+        """Draws that could have shown a change that no row of a group shows; see `_draws_seen`."""
+        return self._draws_seen(
+            self.total[code], self.totals[:, code], int(self.holders[code]), self.independent(code)
+        )
+
+    def seen_overall(self) -> int:
+        """The same of all groups together."""
+        return self._draws_seen(
+            self.total.sum(axis=0),
+            self.totals.sum(axis=1),
+            self.clients,
+            self.independent_overall(),
+        )
+
+    def _draws_seen(self, cells: Counts, draws: Floats, holders: int, independent: int) -> int:
+        """Rows; or where clients were resampled, as many as their likeness leaves of them.
+
+        Nothing is known of how alike a client's rows are in a change that never occurred. They are
+        taken to be as alike as they are in being right: the effective number of rows is the one
+        whose binomial variance is that of the accuracy over the resamples (Korn and Graubard
+        1998). It is never less than the clients, which are independent in any case.
+        """
+        rows = float(cells.sum())
+        if not self.whole_clients:
+            return int(rows)
+        share = float(np.clip(cells[1].sum() / rows, 0.0, 1.0))
+        variance = float(np.nanvar(accuracies(draws)[0])) * independent / (independent - 1)
+        alike = share * (1 - share) / variance if variance > 0 else 0.0
+        return max(holders, int(min(rows, alike)))
 
     def shares(self, counts: Counts) -> tuple[Floats, Floats]:
         """Dense and pruned accuracy of `counts`; noise cannot make them impossible."""

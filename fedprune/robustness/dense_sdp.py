@@ -10,8 +10,8 @@ is positive definite, then |y|^2 <= |x|^2 / F: the Lipschitz constant is at most
 (Fazlyab et al., NeurIPS 2019, theorem 1, neuron by neuron). Layers that follow each other make (1)
 block tridiagonal and its Cholesky factorisation is the recursion of ECLipsE (Xu & Sivaranjani,
 NeurIPS 2024); written this way, skip connections fit as well. The multipliers begin where
-ECLipsE-Fast has them, lambda = 2 / |A M^-1 A^T| layer by layer, and are improved by Newton steps
-on -tau F - log det (1), whose minimiser is within n / tau of the best F.
+ECLipsE-Fast has them, lambda = 2 / |A M^-1 A^T| layer by layer, and are improved by a primal-dual
+interior-point method, see `primal_dual`, to a relative 1e-7 of the best F.
 
 No number of the search is trusted. A bound is accepted only if (1), built in float64 with a bound
 on the error of every entry, has a Cholesky factor after everything that could be wrong is taken off
@@ -30,9 +30,12 @@ from fedprune.robustness.slope_systems import SlopeSystem, chain, without_consta
 from fedprune.robustness.spectral import Norm
 
 MAX_STEPS = 80
-"""Newton steps at most."""
+"""Interior-point steps at most; 10 to 30 are usual."""
 
-DEFAULT_WORK = 2e10
+STEP_WORK = 18.0
+"""Floating point operations of a step, over the cube of the number of variables."""
+
+DEFAULT_WORK = 6e10
 """Floating point operations that a search may take, about; fewer steps for larger systems."""
 
 
@@ -59,7 +62,7 @@ def slope_bound(system: SlopeSystem, *, work: float = DEFAULT_WORK) -> Norm:
     multipliers = search.start()
     if multipliers is None:
         return Norm(math.inf, name)
-    steps = min(MAX_STEPS, int(work / (6.0 * search.variables**3 + 1.0)))
+    steps = min(MAX_STEPS, int(work / (STEP_WORK * search.variables**3 + 1.0)))
     if len(multipliers):
         multipliers = search.improve(multipliers, steps)
     return Norm(verified_bound(system, multipliers * search.unscale), name)

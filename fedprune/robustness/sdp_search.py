@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 import numpy as np
 from scipy import linalg
 
+from fedprune.robustness.primal_dual import FeasiblePoint
 from fedprune.robustness.rounding import Floats
 from fedprune.robustness.sdp_certificate import cholesky_factor, spectral_length
 from fedprune.robustness.slope_systems import SlopeSystem
 
 GAP = 1e-7
 """Relative distance of F from the best one at which the search stops."""
-
-
-class _Newton(NamedTuple):
-    """A step in the multipliers and in F, and the squared decrement."""
-
-    multipliers: Floats
-    square: float
-    decrement: float
 
 
 class MultiplierSearch:
@@ -33,9 +23,9 @@ class MultiplierSearch:
         self.units = len(inner)
         self.inputs = outer.shape[1] - self.units
         self.variables = outer.shape[1]
-        self._reads = -inner
-        self._reads[:, self.inputs :] += np.eye(self.units)  # rows e_i - a_i
-        self._outer_square = outer.T @ outer
+        self.reads = -inner
+        self.reads[:, self.inputs :] += np.eye(self.units)  # rows e_i - a_i
+        self.outer_square = outer.T @ outer
 
     @classmethod
     def of(cls, system: SlopeSystem) -> MultiplierSearch:
@@ -68,10 +58,15 @@ class MultiplierSearch:
 
     def matrix(self, multipliers: Floats, square: float) -> Floats:
         """The matrix of (1)."""
-        lower = np.zeros((self.variables, self.variables))
-        lower[self.inputs :] = 0.5 * multipliers[:, None] * self._reads
-        full = lower + lower.T - square * self._outer_square
+        full = self.change(multipliers, square)
         full[np.arange(self.inputs), np.arange(self.inputs)] += 1.0
+        return full
+
+    def change(self, multipliers: Floats, square: float) -> Floats:
+        """What is linear in multipliers and F in the matrix of (1)."""
+        lower = np.zeros((self.variables, self.variables))
+        lower[self.inputs :] = 0.5 * multipliers[:, None] * self.reads
+        full: Floats = lower + lower.T - square * self.outer_square
         return full
 
     def start(self) -> Floats | None:
@@ -101,62 +96,17 @@ class MultiplierSearch:
         return 1.0 / max(spectral_length(solved) ** 2, 1e-300)
 
     def improve(self, multipliers: Floats, steps: int) -> Floats:
-        """Follow the central path for so many Newton steps; never hand back what is worse."""
-        best, best_square = multipliers, self.best_square(multipliers)
-        current, square = multipliers, 0.5 * best_square
-        weight = self.variables / max(square, 1e-300)
-        for _ in range(steps):
-            step = self._newton(current, square, weight)
-            if step is None:
-                break
-            current, square, moved = self._advance(current, square, step)
-            if not moved:
-                break
-            if step.decrement < 0.3:
-                reached = self.best_square(current)
-                if reached > best_square:
-                    best, best_square = current, reached
-                if self.variables / weight < GAP * best_square:
-                    break
-                weight *= 12.0
-        reached = self.best_square(current)
-        return current if reached > best_square else best
-
-    def _newton(self, multipliers: Floats, square: float, weight: float) -> _Newton | None:
-        factor = cholesky_factor(self.matrix(multipliers, square))
-        if factor is None:
-            return None
-        root = linalg.solve_triangular(factor, np.eye(self.variables), lower=True)
-        reads, outer = root @ self._reads.T, root @ self.outer.T  # columns L^-1 u_i and L^-1 c_k
-        units = root[:, self.inputs :]
-        crossed, gram = units.T @ reads, outer.T @ outer
-        gradient = np.append(-np.diagonal(crossed), np.trace(gram) - weight)
-        hessian = np.empty((self.units + 1, self.units + 1))
-        hessian[:-1, :-1] = 0.5 * ((units.T @ units) * (reads.T @ reads) + crossed * crossed.T)
-        hessian[-1, :-1] = -((units.T @ outer) * (reads.T @ outer)).sum(axis=1)
-        hessian[:-1, -1] = hessian[-1, :-1]
-        hessian[-1, -1] = float(np.square(gram).sum())
-        scale = 1.0 / np.sqrt(np.maximum(np.diagonal(hessian), 1e-300))
-        scaled = hessian * scale[:, None] * scale
-        scaled[np.diag_indices_from(scaled)] += 1e-13
-        try:
-            solved = linalg.cho_solve(linalg.cho_factor(scaled), -gradient * scale) * scale
-        except linalg.LinAlgError:
-            return None
-        decrement = math.sqrt(max(0.0, -float(gradient @ solved)))
-        return _Newton(solved[:-1], float(solved[-1]), decrement)
-
-    def _advance(
-        self, multipliers: Floats, square: float, step: _Newton
-    ) -> tuple[Floats, float, bool]:
-        length = 1.0 if step.decrement < 0.25 else 1.0 / (1.0 + step.decrement)
-        for _ in range(30):
-            moved = multipliers + length * step.multipliers
-            further = square + length * step.square
-            if (moved > 0).all() and cholesky_factor(self.matrix(moved, further)) is not None:
-                return moved, further, True
-            length *= 0.5
-        return multipliers, square, False
+        """Take so many steps towards the best multipliers; never hand back what is worse."""
+        best_square = self.best_square(multipliers)
+        point = FeasiblePoint.of(self, multipliers, 0.5 * best_square) if best_square > 0 else None
+        best = point
+        while point is not None and steps > 0 and point.gap > GAP * point.square:
+            point, steps = point.next(), steps - 1
+            if point is not None and best is not None and point.square > best.square:
+                best = point
+        if best is None or self.best_square(best.multipliers) <= best_square:
+            return multipliers
+        return best.multipliers
 
 
 def _triangle(matrix: Floats) -> Floats:

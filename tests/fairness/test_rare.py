@@ -106,3 +106,42 @@ def test_all_groups_together_stand_on_as_many_clients_as_each_where_each_is_spre
     assert found.clients == 40
     assert found.effective.tolist() == [2, 2]
     assert found.independent_overall() == 2
+
+
+def unchanged(clients: int, rows: int, right: list[int]) -> np.ndarray:
+    """Groups of so many rows a client, of which so many are right, dense and pruned alike."""
+    tables = np.zeros((clients, 2, 2, 2), dtype=np.int64)
+    tables[:, :, 1, 1] = np.resize(right, (clients, 1))
+    tables[:, :, 0, 0] = rows - tables[:, :, 1, 1]
+    return tables
+
+
+def test_many_rows_of_which_none_changed_leave_little_room_for_a_change() -> None:
+    found = summary(unchanged(50, 200, [150, 160, 170, 180, 155]))
+    assert found.resampled == "whole clients"
+    assert found.pair.interval.low == -found.pair.interval.high
+    rows = 50 * 200  # a client's rows are more alike than independent ones, but no unit as a whole
+    assert 2 * 3 / rows < found.pair.interval.high < 0.01
+    spread = found.accuracy.change_interval
+    assert 3 / (2 * rows) < spread.high < 0.01
+
+
+def test_clients_whose_rows_are_all_alike_count_once_each() -> None:
+    whole = summary(unchanged(50, 200, [0, 200])).pair.interval.high  # right in all rows or none
+    assert whole == pytest.approx(2 * (1 - 0.025 ** (1 / 50)), rel=1e-9)
+
+
+def test_where_no_row_changed_the_truth_is_inside_though_changes_come_in_clusters() -> None:
+    clients, rows, alike, mean = 40, 50, 1 / 0.1 - 1, 0.002
+    generator = np.random.default_rng(5)
+    inside = []
+    for _ in range(60):
+        right = generator.binomial(rows, generator.beta(0.85 * alike, 0.15 * alike, clients))
+        lost = generator.binomial(rows, generator.beta(mean * alike, alike, clients))
+        tables = unchanged(clients, rows, right.tolist())
+        moved = np.minimum(lost, tables[:, 1, 1, 1])
+        tables[:, 1, 1, 0] += moved
+        tables[:, 1, 1, 1] -= moved
+        interval = summary(tables).pair.interval
+        inside.append(interval.low <= mean <= interval.high)
+    assert np.mean(inside) >= 0.93

@@ -138,6 +138,26 @@ def test_the_bound_is_the_optimum_that_another_method_encloses(sizes: list[int])
     assert bound < 0.9 * product(weights)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "seed", "optimum"),
+    [([16, 24, 24, 6], 0, 10.388860), ([10, 8, 8, 8, 8, 3], 1, 5.181228),
+     ([5, 40, 1], 2, 0.5633594)],
+)  # fmt: skip
+def test_units_of_very_unequal_size_do_not_keep_it_from_the_optimum(
+    sizes: list[int], seed: int, optimum: float
+) -> None:
+    """The optima are Clarabel's, as simulations/certified_optimum.py asks for them."""
+    generator = np.random.default_rng(seed)
+    weights = [
+        generator.standard_normal((out, into))
+        / math.sqrt(into)
+        * np.exp(generator.standard_normal((out, 1)))
+        for into, out in itertools.pairwise(sizes)
+    ]
+    assert chain_bound(weights).value == pytest.approx(optimum, rel=1e-6)
+    assert product(weights) > 5 * optimum
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_no_secant_is_steeper_than_the_bound(seed: int) -> None:
     generator = np.random.default_rng(seed)
