@@ -17,6 +17,8 @@ that fixed-sequence testing accepts. Claims to check: pruning hurts some groups 
 
     python simulations/fairness_pruning.py --root DATA --out results/fairness_pruning.json
     python simulations/fairness_pruning.py --root DATA --small --out small.json    # that it runs
+
+The results file is written after every seed; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -114,12 +116,58 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = (
         [options.seed] if options.small else list(range(options.seed, options.seed + options.seeds))
     )
-    begun, rows = time.perf_counter(), []
+    told = Told.begin(options, chosen)
     for settings in chosen:
         for seed in seeds:
+            if told.has(settings.dataset, seed):
+                continue
+            begun, rows = time.perf_counter(), []
             for row in run(settings, options.root, seed):
                 rows.append(row)
                 print(line(row), flush=True)
+            told.add(rows, time.perf_counter() - begun)
+    draw(told.rows, options.seed, options.out.with_suffix(".png"))
+
+
+class Told:
+    """The results file: written after every seed, and gone on from."""
+
+    def __init__(self, path: Path, known: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        """Use `begin`."""
+        self._path, self._known, self.rows = path, known, rows
+
+    @classmethod
+    def begin(cls, options: argparse.Namespace, chosen: Sequence[Settings]) -> Told:
+        """Take the rows of an earlier start with the same settings from the file, if any."""
+        known = described(options, chosen)
+        rows: list[dict[str, Any]] = []
+        if options.out.is_file():
+            before = json.loads(options.out.read_text(encoding="utf-8"))
+            same = all(
+                json.dumps(before.get(key)) == json.dumps(known[key]) for key in ("seed", "config")
+            )
+            if not same:
+                raise SystemExit(f"{options.out} holds results of other settings: move it away")
+            rows, known["seconds"] = before["rows"], before["seconds"]
+        return cls(options.out, known, rows)
+
+    def has(self, dataset: str, seed: int) -> bool:
+        """Whether a seed of a data set is done."""
+        return any((row["dataset"], row["seed"]) == (dataset, seed) for row in self.rows)
+
+    def add(self, rows: list[dict[str, Any]], seconds: float) -> None:
+        """Write a finished seed; the file is replaced at once."""
+        self.rows += rows
+        self._known["seconds"] = round(self._known["seconds"] + seconds, 1)
+        whole = self._known | {"mitigations": over_seeds(self.rows), "rows": self.rows}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        new = self._path.with_suffix(".new")
+        new.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        new.replace(self._path)
+
+
+def described(options: argparse.Namespace, chosen: Sequence[Settings]) -> dict[str, Any]:
+    """All that it takes to find the results again."""
     flags = "".join(
         (
             " --small" if options.small else f" --seeds {options.seeds}",
@@ -127,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f" --rounds {options.rounds}" if options.rounds else "",
         )
     )
-    result = {
+    return {
         "question": (__doc__ or "").splitlines()[0],
         "command": "python simulations/fairness_pruning.py --root DATA"
         f" --seed {options.seed}{flags} --out OUT",
@@ -147,13 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "python": platform.python_version(),
         },
         "machine": {"system": platform.system(), "processor": platform.machine()},
-        "mitigations": over_seeds(rows),
-        "rows": rows,
-        "seconds": round(time.perf_counter() - begun, 1),
+        "seconds": 0.0,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draw(rows, options.seed, options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":
