@@ -8,7 +8,9 @@ averaged:
 - plain loop: build the network, load the weights, torch.optim.SGD, add up; PyTorch on two threads;
 - flower: Flower's own simulation engine (Ray) on the same app;
 - floor: the bare forward and backward passes and steps of all clients in one process on one
-  thread, divided by the number of workers: what is left when everything else costs nothing.
+  thread, divided by the number of workers: what is left when everything else costs nothing;
+- floor at once: the same, shared by as many processes as there are workers, side by side: what the
+  cores really give when all of them are busy.
 
     python simulations/benchmarks/fedavg.py --out simulations/results/fedavg.json
 
@@ -22,6 +24,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import hashlib
+import multiprocessing
 import os
 import pstats
 import statistics
@@ -212,6 +215,36 @@ def floor(dataset: data.Dataset, options: argparse.Namespace) -> float:
     return min(seconds) / options.workers
 
 
+def floor_at_once(options: argparse.Namespace) -> float:
+    """Seconds of the bare steps in as many processes as workers, all at once, the slowest's."""
+    context = multiprocessing.get_context("spawn")
+    share, seconds = -(-options.clients // options.workers), []
+    with context.Pool(options.workers, _meet, (context.Barrier(options.workers),)) as processes:
+        for channels_last in (False, True):
+            work = [(share, channels_last)] * options.workers
+            seconds.append(max(processes.starmap(_bare_share, work, chunksize=1)))
+    return min(seconds)
+
+
+_meeting: Any = None
+
+
+def _meet(barrier: Any) -> None:
+    """Begin a process of `floor_at_once`."""
+    global _meeting
+    _meeting = barrier
+    os.environ[CLIENTS_VARIABLE] = "1"
+    torch.set_num_threads(1)
+
+
+def _bare_share(clients: int, channels_last: bool) -> float:
+    dataset = rows("", seed=1)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    bare_steps(dataset, 20, memory_format)
+    _meeting.wait()
+    return timed(lambda: bare_steps(dataset, clients, memory_format))[0]
+
+
 def plain_start() -> dict[str, Tensor]:
     """The weights that every round starts from, by name."""
     torch.manual_seed(0)
@@ -255,7 +288,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, list[float]
     """Take turns; seconds a round of each way, one for each repeat."""
     config = configuration.load(None, settings(options.clients, 1))
     dataset = rows("", seed=config.seed)
-    ways = ("workers", "one process", "plain loop", "floor")
+    ways = ("workers", "one process", "plain loop", "floor", "floor at once")
     found: dict[str, list[float]] = {way: [] for way in ways}
     if not options.without_flower:
         found["flower"] = []
@@ -271,6 +304,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, list[float]
             plain_round(dataset, min(20, options.clients))
             found["plain loop"].append(timed(lambda: plain_round(dataset, options.clients))[0])
         found["floor"].append(floor(dataset, options))
+        found["floor at once"].append(floor_at_once(options))
         if not options.without_flower:
             folder = scratch / f"flower-{repeat}"
             found["flower"].append(flower_rounds(options.clients, options.rounds, folder))
