@@ -25,7 +25,7 @@ MAX_POINTS_PER_PASS = 64
 QUOTIENT_SHARE = 1 - 1e-6
 """Of a difference quotient in place of a derivative, so that its rounding does not count."""
 
-ASCENT_PAIRS = 6
+ASCENT_PAIRS = 3
 ASCENT_STEPS = 25
 HALF_LENGTHS = (0.01, 0.1, 1.0)
 """Of the pairs at the beginning, in turn, in units of the unnormalised input."""
@@ -105,27 +105,36 @@ def _largest_slope(
         )
     norms = torch.cat([torch.nan_to_num(part, nan=-1.0, posinf=-1.0) for part, _ in found])
     directions = torch.cat([part.double() for _, part in found])
-    steepest = norms.argsort(descending=True, stable=True)[: max(1, min(ASCENT_PAIRS, size // 2))]
-    starts, along = points[steepest], directions[steepest]
-    first, second = _ascend(single, starts, along * factor.double(), factor)
+    steepest = norms.argsort(descending=True, stable=True)[:ASCENT_PAIRS]
+    starts, along = points[steepest], directions[steepest] * factor.double()
+    pairs = _climbed(single, starts, along, factor, max(1, size // 2))
     double = single.to(torch.float64)
     slopes, exact = jacobian_norms(
-        double, starts[:1], along[:1], factor.double(), iterations=iterations
+        double, starts[:1], directions[steepest[:1]], factor.double(), iterations=iterations
     )
     slope = _confirmed(double, starts[:1], exact * factor.double(), float(slopes[0]))
     with torch.no_grad():
-        quotients = torch.nan_to_num(_quotients(double, first, second, factor.double()), posinf=0.0)
-    return max(slope, float(quotients.max()) * QUOTIENT_SHARE)
+        quotients = torch.cat([_quotients(double, *pair, factor.double()) for pair in pairs])
+    climbed = float(torch.nan_to_num(quotients, posinf=0.0).max())
+    return max(slope, climbed * QUOTIENT_SHARE)
+
+
+def _climbed(
+    model: nn.Module, points: Tensor, moves: Tensor, factor: Tensor, size: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Climb from pairs around points [n, ...], so many at a time."""
+    lengths = torch.tensor([HALF_LENGTHS[i % len(HALF_LENGTHS)] for i in range(len(points))])
+    half = moves * _over(lengths.double(), moves)
+    ends = zip(torch.split(points - half, size), torch.split(points + half, size), strict=True)
+    return [_ascend(model, *pair, factor) for pair in ends]
 
 
 def _ascend(
-    model: nn.Module, points: Tensor, moves: Tensor, factor: Tensor
+    model: nn.Module, first: Tensor, second: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Climb the difference quotient from pairs around points [n, ...]: both ends, float64."""
-    lengths = torch.tensor([HALF_LENGTHS[i % len(HALF_LENGTHS)] for i in range(len(points))])
-    half = moves * lengths.to(moves.dtype).reshape(-1, *[1] * (moves.ndim - 1))
-    ends = [(points + half).float(), (points - half).float()]
-    best, steepest = [end.clone() for end in ends], torch.zeros(len(points))
+    """Climb the difference quotient of pairs, both [n, ...] float64, and give the steepest."""
+    ends = [first.float(), second.float()]
+    best, steepest = [end.clone() for end in ends], torch.zeros(len(first))
     for step in range(ASCENT_STEPS):
         with torch.enable_grad():
             ends = [end.detach().requires_grad_(True) for end in ends]
