@@ -82,8 +82,11 @@ class Views:
     def targets(self, places: Tensor, views: Tensor, classes: int) -> Tensor:
         """Shares of the classes in each view, [n, classes]."""
         own = self._own[views, places][:, None]
-        labels = functional.one_hot(self._labels, classes).to(own.dtype)
-        return torch.lerp(labels[self._other[views, places]], labels[places], own)
+        labels, others = (
+            functional.one_hot(self._labels[rows], classes).to(own.dtype)
+            for rows in (places, self._other[views, places])
+        )
+        return torch.lerp(others, labels, own)
 
     def plain_inputs(self, places: Tensor, views: Tensor) -> Tensor:
         """As `inputs`, but without mixing."""

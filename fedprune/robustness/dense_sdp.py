@@ -11,7 +11,8 @@ is positive definite, then |y|^2 <= |x|^2 / F: the Lipschitz constant is at most
 block tridiagonal and its Cholesky factorisation is the recursion of ECLipsE (Xu & Sivaranjani,
 NeurIPS 2024); written this way, skip connections fit as well. The multipliers begin where
 ECLipsE-Fast has them, lambda = 2 / |A M^-1 A^T| layer by layer, and are improved by a primal-dual
-interior-point method, see `primal_dual`, to a relative 1e-7 of the best F.
+interior-point method, see `primal_dual`, to a relative 1e-7 of the best F where the work that is
+allowed suffices for it.
 
 No number of the search is trusted. A bound is accepted only if (1), built in float64 with a bound
 on the error of every entry, has a Cholesky factor after everything that could be wrong is taken off

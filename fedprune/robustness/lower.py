@@ -30,6 +30,9 @@ ASCENT_STEPS = 25
 HALF_LENGTHS = (0.01, 0.1, 1.0)
 """Of the pairs at the beginning, in turn, in units of the unnormalised input."""
 
+ROUNDING = 1e-12
+"""Of the outputs' norms, taken off a difference of outputs in float64."""
+
 MAX_PASS_BYTES = 600_000_000
 """What the graphs of one pass may hold, about: the points are divided accordingly."""
 
@@ -114,7 +117,9 @@ def _largest_slope(
     )
     slope = _confirmed(double, starts[:1], exact * factor.double(), float(slopes[0]))
     with torch.no_grad():
-        quotients = torch.cat([_quotients(double, *pair, factor.double()) for pair in pairs])
+        quotients = torch.cat(
+            [_quotients(double, *pair, factor.double(), ROUNDING) for pair in pairs]
+        )
     climbed = float(torch.nan_to_num(quotients, posinf=0.0).max())
     return max(slope, climbed * QUOTIENT_SHARE)
 
@@ -153,9 +158,17 @@ def _ascend(
     return best[0].double(), best[1].double()
 
 
-def _quotients(model: nn.Module, first: Tensor, second: Tensor, factor: Tensor) -> Tensor:
-    """|f(a) - f(b)| / |a - b| of pairs, a and b in units of the unnormalised input: [n]."""
-    rise = (model(first) - model(second)).flatten(1).norm(dim=1)
+def _quotients(
+    model: nn.Module, first: Tensor, second: Tensor, factor: Tensor, rounding: float = 0.0
+) -> Tensor:
+    """|f(a) - f(b)| / |a - b| of pairs, a and b in units of the unnormalised input: [n].
+
+    `rounding`, a share of the outputs' norms, is taken off the rise.
+    """
+    low, high = model(first).flatten(1), model(second).flatten(1)
+    rise = (low - high).norm(dim=1)
+    if rounding:
+        rise = (rise - rounding * (low.norm(dim=1) + high.norm(dim=1))).clamp_min(0.0)
     apart = ((first - second) / factor).flatten(1).norm(dim=1)
     return torch.where(apart > 0, rise / apart.clamp_min(torch.finfo(apart.dtype).tiny), 0.0)
 

@@ -51,3 +51,14 @@ def test_a_network_that_blows_up_on_the_way_is_no_trouble() -> None:
 
     slope = found(Bursting().eval())
     assert 0.9 < slope <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("offset", [1e6, 1e8, 1e10])
+def test_large_outputs_that_hardly_vary_do_not_look_steep(offset: float) -> None:
+    for seed in range(8):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(6, 3)).eval()
+        with torch.no_grad():
+            model[0].weight *= 1e-3
+            model[0].bias += offset
+        assert found(model) <= lipschitz(model, torch.zeros(1, 6), samples=0).upper

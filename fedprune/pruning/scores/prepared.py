@@ -139,7 +139,8 @@ def has_instructions(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        with_kernels = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        return bool(with_kernels and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return True
 
 
