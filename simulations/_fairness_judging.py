@@ -90,14 +90,16 @@ def mitigated(
     found, nothing = (judged(one.dense, after, one, grouping) for after in (model, plain))
     against = judged(plain, model, one, grouping)
     change, base = found.gap_change, nothing.gap_change
+    surely = nothing.pair is not None and nothing.pair.interval.low > 0
+    sure = surely and base is not None and base > 0
     return {
         "what": "mitigation",
         "grouping": grouping,
         "keep": keep,
         "mitigation": name,
         "summary": short(found),
-        # The share of the gap's growth taken back; None where nothing had grown.
-        "closed": None if not base or base <= 0 or change is None else 1 - change / base,
+        # The share of the gap's growth taken back; None where nothing had surely grown.
+        "closed": None if change is None or not base or not sure else 1 - change / base,
         "gap_change_without": base,
         "accuracy_gained": against.accuracy.change,
         "accuracy_gained_interval": list(against.accuracy.change_interval),
@@ -146,6 +148,9 @@ def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         without = [row["gap_change_without"] for row in own]
         gained = [row["accuracy_gained"] for row in own]
         mean_without = float(np.mean(without))
+        growth = fairness.paired_difference(without, [0.0] * len(without))
+        alone = own[0]["closed"] is not None  # of one seed only its own interval is known
+        sure = alone if growth.low is None else growth.low > 0
         found.append(
             {
                 "dataset": key[0],
@@ -153,8 +158,9 @@ def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "mitigation": key[2],
                 "gap_change": float(np.mean(change)),
                 "gap_change_without": mean_without,
+                "gap_surely_grew": sure,
                 "difference": fairness.paired_difference(change, without)._asdict(),
-                "closed": 1 - float(np.mean(change)) / mean_without if mean_without > 0 else None,
+                "closed": 1 - float(np.mean(change)) / mean_without if sure else None,
                 "accuracy_gained": fairness.paired_difference(
                     gained, [0.0] * len(gained)
                 )._asdict(),

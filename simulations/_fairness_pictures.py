@@ -23,10 +23,11 @@ def line(row: dict[str, Any]) -> str:
         f"{100 * found['gap_dense']:5.1f} to {100 * found['gap_pruned']:5.1f}, pair "
         f"{100 * found['pair']['change']:+5.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
     )
-    if row["what"] == "mitigation" and row["closed"] is not None:
-        text += (
-            f", closes {100 * row['closed']:.0f} %, accuracy {100 * row['accuracy_gained']:+.1f}"
+    if row["what"] == "mitigation":
+        share = (
+            "nothing to close" if row["closed"] is None else f"closes {100 * row['closed']:.0f} %"
         )
+        text += f", {share}, accuracy {100 * row['accuracy_gained']:+.1f}"
     return text
 
 

@@ -126,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rows.append(row)
                 print(line(row), flush=True)
             told.add(rows, time.perf_counter() - begun)
+    told.write()
     draw(told.rows, options.seed, options.out.with_suffix(".png"))
 
 
@@ -159,10 +160,15 @@ class Told:
         """Write a finished seed; the file is replaced at once."""
         self.rows += rows
         self._known["seconds"] = round(self._known["seconds"] + seconds, 1)
-        whole = self._known | {"mitigations": over_seeds(self.rows), "rows": self.rows}
+        self.write()
+
+    def write(self) -> None:
+        """Write all that is known, rows a line each, over what the file held."""
+        whole = json.dumps(self._known | {"mitigations": over_seeds(self.rows)}, indent=1)
+        rows = ",\n".join(json.dumps(row) for row in self.rows)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         new = self._path.with_suffix(".new")
-        new.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        new.write_text(f'{whole[:-2]},\n "rows": [\n{rows}\n]}}\n', encoding="utf-8")
         new.replace(self._path)
 
 

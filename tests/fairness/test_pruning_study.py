@@ -37,6 +37,11 @@ def test_the_small_setting_answers_for_every_keep_fraction_and_mitigation(
     judged = [row["outcomes"] for row in result["rows"] if row.get("stage") == "fine-tuned"]
     assert all("demographic_parity" in found for found in judged)
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    for row in result["rows"]:
+        if row["what"] == "mitigation" and row["closed"] is not None:
+            assert row["gap_change_without"] > 0  # of nothing, no share is taken back
+    study.main(["--root", str(data_root), "--small", "--only", "adult", "--out", str(out)])
+    assert json.loads(out.read_text(encoding="utf-8")) == result  # all of it was known
 
 
 def test_the_study_refuses_what_it_has_no_data_for(study, tmp_path: Path) -> None:
