@@ -43,6 +43,20 @@ class Affine(Operation):
         """Give this map after an entrywise scaling of its input [...], None if it cannot."""
 
 
+def cached_convolution_norm(weight: Tensor, geometry: Geometry) -> Norm:
+    """Bound the norm of a convolution, and so of its adjoint, by the rules of `layer_norms`."""
+    kernel = weight.numpy()
+    return NORMS.norm(f"convolution {geometry}", kernel, lambda: convolution_norm(kernel, geometry))
+
+
+def by_channel(scale: Tensor, channels: int) -> Tensor | None:
+    """Give a scaling [channels, *map] as one factor a channel, None if it varies over the map."""
+    flat = scale.flatten(1)
+    if len(scale) != channels or not torch.equal(flat, flat[:, :1].expand_as(flat)):
+        return None
+    return flat[:, 0]
+
+
 @dataclass(frozen=True, eq=False)
 class Convolution(Affine):
     """A convolution of 1 to 3 spatial axes: weight [out, in / groups, *kernel], float64."""
@@ -61,10 +75,7 @@ class Convolution(Affine):
     @cached_property
     def norm(self) -> Norm:
         """Bound by the rules of `layer_norms`."""
-        weight = self.weight.numpy()
-        return NORMS.norm(
-            f"convolution {self.geometry}", weight, lambda: convolution_norm(weight, self.geometry)
-        )
+        return cached_convolution_norm(self.weight, self.geometry)
 
     @cached_property
     def rounding(self) -> Rounding:
@@ -92,12 +103,10 @@ class Convolution(Affine):
 
     def scale_input(self, scale: Tensor) -> Convolution | None:
         """Fold a scaling [in, *map] that is constant over the map."""
-        channels = scale.flatten(1)
-        if scale.shape[0] != self.weight.shape[1] * self.geometry.groups:
+        channels = by_channel(scale, self.weight.shape[1] * self.geometry.groups)
+        if channels is None:
             return None
-        if not torch.equal(channels, channels[:, :1].expand_as(channels)):
-            return None
-        by_group = channels[:, 0].reshape(self.geometry.groups, 1, -1)
+        by_group = channels.reshape(self.geometry.groups, 1, -1)
         grouped = self.weight.reshape(self.geometry.groups, -1, *self.weight.shape[1:])
         shape = by_group.shape + (1,) * (self.weight.ndim - 2)
         return replace(self, weight=(grouped * by_group.reshape(shape)).reshape(self.weight.shape))

@@ -9,9 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedprune.robustness.affine import Affine
-from fedprune.robustness.cache import NORMS
-from fedprune.robustness.layer_norms import Geometry, absolute_norm, convolution_norm
+from fedprune.robustness.affine import Affine, by_channel, cached_convolution_norm
+from fedprune.robustness.layer_norms import Geometry, absolute_norm
 from fedprune.robustness.operations import FOLD_STEPS, Diagonal, Rounding
 from fedprune.robustness.rounding import TINY, gamma, norm_up, product_up, sqrt_up, up
 from fedprune.robustness.spectral import Norm
@@ -41,10 +40,7 @@ class TransposedConvolution(Affine):
     @cached_property
     def norm(self) -> Norm:
         """The norm of the convolution, of which this is the adjoint."""
-        weight = self.weight.numpy()
-        return NORMS.norm(
-            f"convolution {self.geometry}", weight, lambda: convolution_norm(weight, self.geometry)
-        )
+        return cached_convolution_norm(self.weight, self.geometry)
 
     @cached_property
     def rounding(self) -> Rounding:
@@ -88,12 +84,10 @@ class TransposedConvolution(Affine):
 
     def scale_input(self, scale: Tensor) -> TransposedConvolution | None:
         """Fold a scaling [in, *map] that is constant over the map."""
-        channels = scale.flatten(1)
-        if scale.shape[0] != len(self.weight):
+        channels = by_channel(scale, len(self.weight))
+        if channels is None:
             return None
-        if not torch.equal(channels, channels[:, :1].expand_as(channels)):
-            return None
-        factors = channels[:, 0].reshape(-1, *[1] * (self.weight.ndim - 1))
+        factors = channels.reshape(-1, *[1] * (self.weight.ndim - 1))
         return replace(self, weight=self.weight * factors)
 
 
