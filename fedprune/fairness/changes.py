@@ -11,8 +11,8 @@ from scipy import stats
 
 from fedprune.fairness.counting import Counts
 from fedprune.fairness.intervals import Interval, expanded_tail, unseen_share
-from fedprune.fairness.rare import Shares, net_change
-from fedprune.fairness.sample import Sample, accuracies
+from fedprune.fairness.rare import Share, Shares, net_change
+from fedprune.fairness.sample import Part, Sample, accuracies
 
 Floats = NDArray[np.float64]
 
@@ -52,7 +52,7 @@ class Change:
         )
 
     def least_interval(self, confidence: float) -> Interval:
-        """The interval of independent rows, exact enough where few of them changed."""
+        """The interval of as many independent rows, exact enough where few of them changed."""
         deviations = float(stats.norm.isf((1 - confidence) / 2))
         return Interval(
             self.value - self.shares.reach(deviations, upward=False),
@@ -75,31 +75,29 @@ class Change:
 
 def overall_change(sample: Sample) -> Change:
     """Pruned minus dense accuracy over all rows."""
-    total = sample.total.sum(axis=0)
-    independent = sample.independent_overall()
+    every = sample.of_all()
     return Change(
-        value=float(_pruned_minus_dense(total)),
-        draws=_pruned_minus_dense(sample.totals.sum(axis=1)),
-        independent=independent,
-        allowance=_allowance(total, sample.seen_overall(), sample.confidence),
+        value=float(_pruned_minus_dense(every.cells)),
+        draws=_pruned_minus_dense(every.draws),
+        independent=every.independent,
+        allowance=_allowance(every),
         limit=1.0,
-        shares=Shares(net_change(total, 1.0), len(sample.total) * sample.noise_variance),
+        shares=Shares(_net_change(every, 1.0), every.noise_variance),
     )
 
 
 def excess_loss(sample: Sample, code: int) -> Change:
     """psi_g = (A_g dense - A_g pruned) - (A dense - A pruned)."""
-    own, total = sample.total[code], sample.total.sum(axis=0)
-    draws = _pruned_minus_dense(sample.totals.sum(axis=1)) - _pruned_minus_dense(
-        sample.totals[:, code]
-    )
-    others = 1 - float(own.sum() / total.sum())  # psi_g = others * (their change - the group's)
-    parts = (*net_change(own, -others), *net_change(total - own, others))
+    own, every = sample.of_group(code), sample.of_all()
+    draws = _pruned_minus_dense(every.draws) - _pruned_minus_dense(own.draws)
+    # psi_g = others * (their change - the group's)
+    others = 1 - float(own.cells.sum() / every.cells.sum())
+    parts = (*_net_change(own, -others), *_net_change(sample.of_others(code), others))
     return Change(
-        value=float(_pruned_minus_dense(total) - _pruned_minus_dense(own)),
+        value=float(_pruned_minus_dense(every.cells) - _pruned_minus_dense(own.cells)),
         draws=draws[np.isfinite(draws)],
-        independent=sample.independent(code),
-        allowance=_allowance(own, sample.seen(code), sample.confidence),
+        independent=own.independent,
+        allowance=_allowance(own),
         limit=2.0,
         shares=Shares(parts, sample.noise_variance),
     )
@@ -107,19 +105,20 @@ def excess_loss(sample: Sample, code: int) -> Change:
 
 def difference_change(sample: Sample, best: int, worst: int) -> Change:
     """Change, dense to pruned, of the accuracy of `best` minus that of `worst`."""
-    one, other = sample.total[best], sample.total[worst]
-    draws = _pruned_minus_dense(sample.totals[:, best]) - _pruned_minus_dense(
-        sample.totals[:, worst]
-    )
-    counts = [(code, sample.seen(code)) for code in (best, worst)]
+    one, other = sample.of_group(best), sample.of_group(worst)
+    draws = _pruned_minus_dense(one.draws) - _pruned_minus_dense(other.draws)
     return Change(
-        value=float(_pruned_minus_dense(one) - _pruned_minus_dense(other)),
+        value=float(_pruned_minus_dense(one.cells) - _pruned_minus_dense(other.cells)),
         draws=draws[np.isfinite(draws)],
-        independent=min(sample.independent(code) for code in (best, worst)),
-        allowance=sum(_allowance(sample.total[code], n, sample.confidence) for code, n in counts),
+        independent=min(one.independent, other.independent),
+        allowance=_allowance(one) + _allowance(other),
         limit=2.0,
-        shares=Shares((*net_change(one, 1.0), *net_change(other, -1.0)), sample.noise_variance),
+        shares=Shares((*_net_change(one, 1.0), *_net_change(other, -1.0)), sample.noise_variance),
     )
+
+
+def _net_change(part: Part, weight: float) -> tuple[Share, ...]:
+    return net_change(part.cells, weight, part.effective()) if part.cells.sum() > 0 else ()
 
 
 def _pruned_minus_dense(counts: Counts | Floats) -> Floats:
@@ -127,11 +126,12 @@ def _pruned_minus_dense(counts: Counts | Floats) -> Floats:
     return pruned - dense
 
 
-def _allowance(cells: Counts, independent: int, confidence: float) -> float:
+def _allowance(part: Part) -> float:
+    cells = part.cells
     rows, lost, gained = int(cells.sum()), max(0, int(cells[1, 0])), max(0, int(cells[0, 1]))
-    one_sided = 1 - (1 - confidence) / 2
+    one_sided = 1 - (1 - part.sample.confidence) / 2
     if lost + gained == 0:
-        return unseen_share(independent, one_sided)
+        return unseen_share(part.seen(), one_sided)
     if rows in (lost, gained):  # a row that did not follow may differ by one, or by two
-        return 2 * unseen_share(independent, one_sided)
+        return 2 * unseen_share(part.seen(), one_sided)
     return 0.0

@@ -42,10 +42,12 @@ def describe_method(
     sentences = [
         f"{100 * sample.confidence:g} % intervals of differences: {resamples:,} paired bootstrap "
         f"resamples of {_resampled(sample)}; expanded percentiles (Hesterberg 2015), never "
-        "narrower than Wilson's limits for the rows that changed, added in squares "
+        "narrower than Wilson's limits for the rows that changed"
+        f"{_effective(sample)}, added in squares "
         "(Zou & Donner 2008).",
         f"Intervals of accuracies: Wilson's{_effective(sample)}.",
         f"{tests[0].upper()}{tests[1:]}.",
+        *_unchanged_sentence(sample),
         *_noise_sentences(sample, min_group),
         *_one_client_sentence(sample, names),
         _pair_sentence(len(sample.shown), min_group, pair),
@@ -74,6 +76,16 @@ def _noise_sentences(sample: Sample, min_group: int) -> list[str]:
         f"Clients added {describe_noise(sample.noise)}: {how}.",
         f"A group gets figures where its noisy count proves {min_group} rows at "
         f"{100 * sample.confidence:g} % and the noise is at most {100 * MOST_VARIATION:g} % of it.",
+    ]
+
+
+def _unchanged_sentence(sample: Sample) -> list[str]:
+    cells = sample.total[sample.shown]
+    if not sample.whole_clients or bool(((cells[:, 0, 1] > 0) | (cells[:, 1, 0] > 0)).all()):
+        return []
+    return [
+        "Where no row of a group changed, how changes come in clients cannot be seen: a client's "
+        "rows are taken to be as alike in changing as they are in being right."
     ]
 
 

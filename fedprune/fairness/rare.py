@@ -7,9 +7,10 @@ P[at most 1 | 4] = 0.09), yet no percentile of resamples reaches it.
 
 Wilson's interval of a single share does not suffer from this. A difference of several shares of
 disjoint rows has an interval too: the distances of Wilson's limits from the shares, added in
-squares (the method of variance estimates recovery, Zou & Donner 2008; Newcombe 1998). It takes
-rows as independent, so it is used as the least width that an interval may have and never instead
-of resamples, which know of clients. Where changes are many the two agree.
+squares (the method of variance estimates recovery, Zou & Donner 2008; Newcombe 1998). Changes that
+come by clients count as fewer rows than they are (the effective number, Korn & Graubard 1998), for
+two clients that lost all say little of how many clients do. It is used as the least width that an
+interval may have. Where changes are many it agrees with the resamples.
 """
 
 from __future__ import annotations
@@ -27,16 +28,20 @@ _FARTHEST = 38.0  # standard deviations: the chance beyond is below the smallest
 
 @dataclass(frozen=True)
 class Share:
-    """`weight` times `count` of `rows` rows, a part of a difference."""
+    """`weight` times `count` of `rows` rows, a part of a difference.
+
+    `effective` is how many independent rows would say as much; all of them where it is not given.
+    """
 
     weight: float
     count: float
     rows: float
+    effective: float | None = None
 
     def distance(self, deviations: float, upward: bool) -> float:
         """How far Wilson's limit lies from the share, times the weight's size."""
-        n, square = self.rows, deviations**2
-        share = self.count / n
+        n, square = self.effective or self.rows, deviations**2
+        share = self.count / self.rows
         half = deviations * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
         shift = (0.5 - share) * square / n
         away = half + shift if upward == (self.weight > 0) else half - shift
@@ -73,10 +78,19 @@ class Shares:
         return float(stats.norm.sf(found))
 
 
-def net_change(cells: Counts, weight: float) -> tuple[Share, ...]:
-    """Weighted shares whose sum is pruned minus dense accuracy of [2, 2] counts, if they count."""
+def net_change(
+    cells: Counts, weight: float, effective: tuple[float, float] | None = None
+) -> tuple[Share, ...]:
+    """Weighted shares whose sum is pruned minus dense accuracy of [2, 2] counts, if they count.
+
+    Args:
+        cells: counts by dense and pruned correctness.
+        weight: of the difference.
+        effective: independent rows that would say as much of the rows gained, and of those lost.
+    """
     rows = float(cells.sum())
     if rows <= 0:
         return ()
     gained, lost = (float(np.clip(count, 0, rows)) for count in (cells[0, 1], cells[1, 0]))
-    return Share(weight, gained, rows), Share(-weight, lost, rows)
+    behind = effective or (rows, rows)
+    return Share(weight, gained, rows, behind[0]), Share(-weight, lost, rows, behind[1])

@@ -67,41 +67,109 @@ class Sample:
         """Independent draws behind all groups together, as `independent` of one."""
         return max(2, self.effective_clients) if self.whole_clients else int(self.total.sum())
 
-    def seen(self, code: int) -> int:
-        """Draws that could have shown a change that no row of a group shows; see `_draws_seen`."""
-        return self._draws_seen(
-            self.total[code], self.totals[:, code], int(self.holders[code]), self.independent(code)
+    def of_group(self, code: int) -> Part:
+        """Give the rows of one group."""
+        return Part(
+            self,
+            self.total[code],
+            self.totals[:, code],
+            int(self.holders[code]),
+            self.independent(code),
+            self.noise_variance,
         )
 
-    def seen_overall(self) -> int:
-        """The same of all groups together."""
-        return self._draws_seen(
+    def of_all(self) -> Part:
+        """Give the rows of all groups."""
+        return Part(
+            self,
             self.total.sum(axis=0),
             self.totals.sum(axis=1),
             self.clients,
             self.independent_overall(),
+            len(self.total) * self.noise_variance,
         )
 
-    def _draws_seen(self, cells: Counts, draws: Floats, holders: int, independent: int) -> int:
-        """Rows; or where clients were resampled, as many as their likeness leaves of them.
-
-        Nothing is known of how alike a client's rows are in a change that never occurred. They are
-        taken to be as alike as they are in being right: the effective number of rows is the one
-        whose binomial variance is that of the accuracy over the resamples (Korn and Graubard
-        1998). It is never less than the clients, which are independent in any case.
-        """
-        rows = float(cells.sum())
-        if not self.whole_clients:
-            return int(rows)
-        share = float(np.clip(cells[1].sum() / rows, 0.0, 1.0))
-        variance = float(np.nanvar(accuracies(draws)[0])) * independent / (independent - 1)
-        alike = share * (1 - share) / variance if variance > 0 else 0.0
-        return max(holders, int(min(rows, alike)))
+    def of_others(self, code: int) -> Part:
+        """Give the rows of all groups but one."""
+        return Part(
+            self,
+            self.total.sum(axis=0) - self.total[code],
+            self.totals.sum(axis=1) - self.totals[:, code],
+            self.clients,
+            self.independent_overall(),
+            (len(self.total) - 1) * self.noise_variance,
+        )
 
     def shares(self, counts: Counts) -> tuple[Floats, Floats]:
         """Dense and pruned accuracy of `counts`; noise cannot make them impossible."""
         dense, pruned = accuracies(counts)
         return np.clip(dense, 0.0, 1.0), np.clip(pruned, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a sample's rows, with the resamples of their counts.
+
+    Attributes:
+        sample: whose rows they are.
+        cells: [2, 2] counts by dense and pruned correctness.
+        draws: [resamples, 2, 2] the counts of every resample.
+        holders: clients that have such rows.
+        independent: draws behind them, as `Sample.independent`.
+        noise_variance: of every cell.
+    """
+
+    sample: Sample
+    cells: Counts
+    draws: Floats
+    holders: int
+    independent: int
+    noise_variance: float
+
+    def seen(self) -> int:
+        """Draws that could have shown a change that no row shows.
+
+        Rows; or where clients were resampled, as many as their likeness leaves of them. Nothing
+        is known of how alike a client's rows are in a change that never occurred. They are taken
+        to be as alike as they are in being right: the effective number of rows is the one whose
+        binomial variance is that of the accuracy over the resamples (Korn and Graubard 1998). It
+        is never less than the clients, which are independent in any case.
+        """
+        rows = float(self.cells.sum())
+        if not self.sample.whole_clients:
+            return int(rows)
+        share = float(np.clip(self.cells[1].sum() / rows, 0.0, 1.0))
+        variance = float(np.nanvar(accuracies(self.draws)[0])) * self._freedom()
+        alike = share * (1 - share) / variance if variance > 0 else 0.0
+        return max(self.holders, int(min(rows, alike)))
+
+    def effective(self) -> tuple[float, float]:
+        """Independent rows that would say as much of the rows gained, and of those lost.
+
+        All rows; or where clients were resampled, the number whose binomial variance is that of
+        the share over the resamples, reduced for the degrees of freedom (Korn and Graubard 1998),
+        and `seen` where there is none to resample.
+        """
+        rows = float(self.cells.sum())
+        if not self.sample.whole_clients:
+            return rows, rows
+        return self._effective(0, 1), self._effective(1, 0)
+
+    def _effective(self, dense: int, pruned: int) -> float:
+        rows = float(self.cells.sum())
+        share = float(self.cells[dense, pruned]) / rows
+        if not 0 < share < 1:
+            return float(self.seen())
+        with np.errstate(invalid="ignore", divide="ignore"):
+            drawn = self.draws[:, dense, pruned] / self.draws.sum(axis=(1, 2))
+        variance = float(np.nanvar(drawn)) * self._freedom() - self.noise_variance / rows**2
+        tail = (1 - self.sample.confidence) / 2
+        student = float(stats.norm.isf(tail) / stats.t.isf(tail, self.independent - 1))
+        spread = share * (1 - share)
+        return min(rows, spread / variance if variance > 0 else rows) * student**2
+
+    def _freedom(self) -> float:
+        return self.independent / (self.independent - 1)
 
 
 def draw_sample(

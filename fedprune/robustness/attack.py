@@ -6,7 +6,6 @@ nothing. Everything runs in float64, so that a success is not an artefact of rou
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,12 @@ from torch import Tensor, nn
 
 from fedprune.errors import RobustnessError
 from fedprune.randomness import SimulationRandomness
-from fedprune.robustness.model_checks import check_eval_mode, check_weights
+from fedprune.robustness.model_checks import (
+    check_eval_mode,
+    check_tensor,
+    check_weights,
+    private_copy,
+)
 from fedprune.robustness.network import Std, input_scale
 from fedprune.robustness.ranges import Range, check_range
 
@@ -139,6 +143,7 @@ class _Search:
         input_range: Range | None, seed: int,
     ) -> _Search:  # fmt: skip
         lengths = torch.as_tensor(radii, dtype=torch.float64)
+        check_tensor(inputs, "the input of an attack")
         if len(inputs) == 0 or not (labels.shape == lengths.shape == inputs.shape[:1]):
             raise RobustnessError(
                 f"an attack needs inputs [n, ...], labels [n] and radii [n], got "
@@ -148,7 +153,7 @@ class _Search:
             raise RobustnessError("every radius must be finite and at least 0")
         check_eval_mode(model)
         check_weights(model)
-        double = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
+        double = private_copy(model)
         points = inputs.detach().to(device="cpu", dtype=torch.float64, copy=True)
         factor = input_scale(input_std, tuple(points.shape))
         factor = torch.ones(points.shape[1:], dtype=torch.float64) if factor is None else factor

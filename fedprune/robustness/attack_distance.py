@@ -6,7 +6,6 @@ from above: the truth lies between them, and their distance is how loose the two
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import partial
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from fedprune.errors import RobustnessError
 from fedprune.robustness.attack import AttackResult, pgd
+from fedprune.robustness.model_checks import private_copy
 from fedprune.robustness.network import Std
 from fedprune.robustness.ranges import Range
 
@@ -93,7 +93,7 @@ def _crossings(model: nn.Module, start: Tensor, end: Tensor, labels: Tensor) -> 
     high = torch.ones(len(start), dtype=torch.float64)
     if not len(start):
         return high
-    double = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
+    double = private_copy(model)
     low = torch.zeros_like(high)
     start = start.detach().to(device="cpu", dtype=torch.float64)
     for _ in range(HALVINGS):

@@ -30,6 +30,7 @@ from fedprune.robustness.affine import Dense
 from fedprune.robustness.certified_shares import certified_radii
 from fedprune.robustness.composition import PRODUCT
 from fedprune.robustness.lipschitz import bound_network
+from fedprune.robustness.model_checks import check_tensor
 from fedprune.robustness.network import Network, Std
 from fedprune.robustness.rounding import (
     EPSILON,
@@ -123,6 +124,8 @@ class Certifier:
             RobustnessError: no examples, wrong shapes, values that are not finite, or labels
                 outside the classes.
         """
+        if batch_size < 1:
+            raise RobustnessError(f"batch_size must be at least 1, got {batch_size}")
         self._check(inputs, labels)
         parts = [
             self._margins(part.detach().to(device="cpu", dtype=torch.float64), truth.cpu().long())
@@ -130,14 +133,19 @@ class Certifier:
                 torch.split(inputs, batch_size), torch.split(labels, batch_size), strict=True
             )
         ]
-        return np.concatenate(parts)
+        margins = np.concatenate(parts)
+        if np.isnan(margins).any():
+            raise RobustnessError(
+                "the margin of an example is not a number: its values are too large for float64"
+            )
+        return margins
 
     def certified_radii(self, margins: Floats) -> Floats:
         """Divide margins [n] by `body_upper`; see `certified_radii`."""
         return certified_radii(margins, self.body_upper)
 
     def _margins(self, inputs: Tensor, labels: Tensor) -> Floats:
-        with torch.no_grad():
+        with torch.no_grad(), np.errstate(invalid="ignore"):  # what is no number is refused later
             body = Network(
                 self.network.input, self.network.input_shape, self.network.steps, self.split
             ).trimmed()
@@ -157,8 +165,7 @@ class Certifier:
                 f"inputs must be [n, {', '.join(map(str, wanted))}] and labels [n], "
                 f"got {list(inputs.shape)} and {list(labels.shape)}"
             )
-        if not bool(torch.isfinite(inputs).all()):
-            raise RobustnessError("the inputs have values that are not finite")
+        check_tensor(inputs, "the input of a certificate")
         low, high = int(labels.min()), int(labels.max())
         if labels.is_floating_point() or low < 0 or high >= self.num_classes:
             raise RobustnessError(

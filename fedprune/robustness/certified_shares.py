@@ -139,4 +139,6 @@ def _count(radii: Floats, radius: float) -> tuple[int, int]:
         raise RobustnessError("there are no examples to count")
     if not (np.isfinite(radius) and radius >= 0):
         raise RobustnessError(f"radius must be finite and at least 0, got {radius}")
+    if np.isnan(np.asarray(radii)).any():
+        raise RobustnessError("a certified radius is NaN")
     return int(np.count_nonzero(np.asarray(radii) > radius)), len(radii)

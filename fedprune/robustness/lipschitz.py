@@ -120,6 +120,7 @@ def lipschitz(
     bounded = bound_network(model, example_input, input_std=input_std, tighten=tighten)
     found = lower_bound(
         model,
+        bounded.network,
         example_input,
         lower_inputs,
         input_scale(input_std, tuple(example_input.shape)),

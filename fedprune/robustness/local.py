@@ -8,7 +8,6 @@ local bound holds for every pair of points of the ball; the global one is used w
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -22,7 +21,8 @@ from fedprune.robustness.dense_sdp import slope_bound
 from fedprune.robustness.forms import local_system
 from fedprune.robustness.lipschitz import bound_network
 from fedprune.robustness.local_pairs import Head, Pairs, head_of
-from fedprune.robustness.lower import differentiating, jacobian_norms
+from fedprune.robustness.lower import confirmed_slopes, differentiating, jacobian_norms
+from fedprune.robustness.model_checks import check_tensor, private_copy
 from fedprune.robustness.network import Evaluation, Network, Std, input_scale
 from fedprune.robustness.region import SAFE, spectral_norms
 from fedprune.robustness.region_activations import Switches
@@ -109,10 +109,11 @@ def local_lipschitz(
 def _slopes_found(model: nn.Module, inputs: Tensor, scale: Tensor) -> Floats:
     """Jacobian norms at the points themselves, from below."""
     with differentiating():
-        double = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
+        double = private_copy(model)
         points = inputs.detach().to(device="cpu", dtype=torch.float64, copy=True)
-        norms, _ = jacobian_norms(double, points, torch.ones_like(points), scale, iterations=20)
-    return norms.numpy()
+        start = torch.ones_like(points)
+        norms, directions = jacobian_norms(double, points, start, scale, iterations=20)
+        return confirmed_slopes(double, points, directions * scale, norms).numpy()
 
 
 @dataclass(frozen=True)
@@ -284,8 +285,7 @@ class LocalCertifier:
                 f"inputs must be [n, {', '.join(map(str, wanted))}] with n at least 1, "
                 f"got {list(inputs.shape)}"
             )
-        if not bool(torch.isfinite(inputs).all()):
-            raise RobustnessError("the inputs have values that are not finite")
+        check_tensor(inputs, "the input of a local bound")
         return inputs.detach().to(device="cpu", dtype=torch.float64)
 
     def _radii(self, count: int, radius: float) -> Tensor:

@@ -7,8 +7,8 @@ piecewise linear, Jacobians do not vary within a piece: only pairs lead from one
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from fedprune.errors import RobustnessError
 from fedprune.randomness import SimulationRandomness
+from fedprune.robustness.model_checks import private_copy
+from fedprune.robustness.network import Network
 
 SPREADS = (0.1, 1.0, 3.0)
 """Standard deviations around the example input at which random points are drawn, in turn."""
@@ -33,12 +35,17 @@ HALF_LENGTHS = (0.01, 0.1, 1.0)
 ROUNDING = 1e-12
 """Of the outputs' norms, taken off a difference of outputs in float64."""
 
+DISTURBED_RUNS = 2
+DISTURBANCES = 16.0
+"""How many times the largest move of outputs under random rounding is taken off as well."""
+
 MAX_PASS_BYTES = 600_000_000
 """What the graphs of one pass may hold, about: the points are divided accordingly."""
 
 
 def lower_bound(
     model: nn.Module,
+    network: Network,
     example_input: Tensor,
     lower_inputs: Tensor | None,
     scale: Tensor | None,
@@ -51,10 +58,11 @@ def lower_bound(
 
     All points are searched at once in float32; the best is refined in float64 and confirmed by a
     difference quotient, so that a derivative taken on a kink cannot pass for a slope. The steepest
-    few are ends of pairs that climb on.
+    few are ends of pairs that climb on; of what they rise, the rounding is taken off.
 
     Args:
         model: in eval mode; examples of a batch must not influence each other.
+        network: its lowered form.
         example_input: [1, ...], the centre of the samples.
         lower_inputs: [n, ...] further points, or None.
         scale: [...] entrywise factor from the unnormalised to the model's input, or None.
@@ -72,7 +80,7 @@ def lower_bound(
         points = _points(example_input, lower_inputs, samples, seed)
         if len(points) == 0:
             return 0.0
-        return _largest_slope(model, points, scale, iterations=iterations, seed=seed)
+        return _largest_slope(model, network, points, scale, iterations=iterations, seed=seed)
 
 
 @contextmanager
@@ -92,36 +100,79 @@ def differentiating() -> Iterator[None]:
 
 
 def _largest_slope(
-    model: nn.Module, points: Tensor, scale: Tensor | None, *, iterations: int, seed: int
+    model: nn.Module,
+    network: Network,
+    points: Tensor,
+    scale: Tensor | None,
+    *,
+    iterations: int,
+    seed: int,
 ) -> float:
     generator = torch.Generator().manual_seed(
         SimulationRandomness(seed, "robustness", "directions").torch_seed()
     )
-    single = copy.deepcopy(model).to(device="cpu", dtype=torch.float32)
+    single = private_copy(model, torch.float32)
     factor = torch.ones(points.shape[1:]) if scale is None else scale
     size = _points_per_pass(single, points[:1].float())
     found = []
     for part in torch.split(points, size):
         start = torch.randn(part.shape, generator=generator)
-        found.append(
-            jacobian_norms(single, part.float(), start, factor.float(), iterations=iterations)
+        norms, along = jacobian_norms(
+            single, part.float(), start, factor.float(), iterations=iterations
         )
-    norms = torch.cat([torch.nan_to_num(part, nan=-1.0, posinf=-1.0) for part, _ in found])
-    directions = torch.cat([part.double() for _, part in found])
+        along = torch.where(torch.isfinite(along), along, start)  # too large for float32
+        found.append((torch.nan_to_num(norms, nan=-1.0, posinf=-1.0), along.double()))
+    norms, directions = (torch.cat(parts) for parts in zip(*found, strict=True))
     steepest = norms.argsort(descending=True, stable=True)[:ASCENT_PAIRS]
     starts, along = points[steepest], directions[steepest] * factor.double()
     pairs = _climbed(single, starts, along, factor, max(1, size // 2))
-    double = single.to(torch.float64)
+    double, factor = private_copy(model), factor.double()
     slopes, exact = jacobian_norms(
-        double, starts[:1], directions[steepest[:1]], factor.double(), iterations=iterations
+        double, starts[:1], directions[steepest[:1]], factor, iterations=iterations
     )
-    slope = _confirmed(double, starts[:1], exact * factor.double(), float(slopes[0]))
+    slope = float(confirmed_slopes(double, starts[:1], exact * factor, slopes)[0])
+    found_at = slope if math.isfinite(slope) else 0.0
+    return max(found_at, QUOTIENT_SHARE * _surest_quotient(network, pairs, factor, generator))
+
+
+def _surest_quotient(
+    network: Network,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    factor: Tensor,
+    generator: torch.Generator,
+) -> float:
+    """Give the largest difference quotient that is left when rounding is taken off."""
+    lows, highs = (torch.cat(one) for one in zip(*pairs, strict=True))
     with torch.no_grad():
-        quotients = torch.cat(
-            [_quotients(double, *pair, factor.double(), ROUNDING) for pair in pairs]
-        )
-    climbed = float(torch.nan_to_num(quotients, posinf=0.0).max())
-    return max(slope, climbed * QUOTIENT_SHARE)
+        raw = torch.nan_to_num(_quotients(network.run, lows, highs, factor), posinf=0.0)
+        best = 0.0
+        for place in raw.argsort(descending=True, stable=True).tolist():
+            if float(raw[place]) <= best:
+                break
+            first, second = lows[place : place + 1], highs[place : place + 1]
+            apart = float(((first - second) / factor).norm())
+            doubt = sum(_doubt(network, end, generator) for end in (first, second))
+            best = max(best, float(raw[place]) - doubt / apart)
+    return best
+
+
+def _doubt(network: Network, point: Tensor, generator: torch.Generator) -> float:
+    """How far rounding may have moved the output at a point [1, ...], about.
+
+    Every node's values are moved by a rounding unit at random and the output's move is measured
+    (Monte Carlo arithmetic, Parker 1997): it shows where large values cancel.
+    """
+
+    def disturbed(values: Tensor) -> Tensor:
+        signs = torch.rand(values.shape, generator=generator, dtype=values.dtype) - 0.5
+        return values * (1 + 2 * torch.finfo(values.dtype).eps * signs)
+
+    output = network.run(point)
+    moved = max(
+        float((network.run(disturbed(point), disturbed) - output).norm())
+        for _ in range(DISTURBED_RUNS)
+    )
+    return DISTURBANCES * moved + ROUNDING * float(output.norm())
 
 
 def _climbed(
@@ -159,16 +210,10 @@ def _ascend(
 
 
 def _quotients(
-    model: nn.Module, first: Tensor, second: Tensor, factor: Tensor, rounding: float = 0.0
+    model: Callable[[Tensor], Tensor], first: Tensor, second: Tensor, factor: Tensor
 ) -> Tensor:
-    """|f(a) - f(b)| / |a - b| of pairs, a and b in units of the unnormalised input: [n].
-
-    `rounding`, a share of the outputs' norms, is taken off the rise.
-    """
-    low, high = model(first).flatten(1), model(second).flatten(1)
-    rise = (low - high).norm(dim=1)
-    if rounding:
-        rise = (rise - rounding * (low.norm(dim=1) + high.norm(dim=1))).clamp_min(0.0)
+    """|f(a) - f(b)| / |a - b| of pairs, a and b in units of the unnormalised input: [n]."""
+    rise = (model(first) - model(second)).flatten(1).norm(dim=1)
     apart = ((first - second) / factor).flatten(1).norm(dim=1)
     return torch.where(apart > 0, rise / apart.clamp_min(torch.finfo(apart.dtype).tiny), 0.0)
 
@@ -188,7 +233,7 @@ def _points_per_pass(model: nn.Module, point: Tensor) -> int:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-        model(point.clone().requires_grad_(True))
+        model(point.detach().clone().requires_grad_(True))
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return max(1, min(MAX_POINTS_PER_PASS, MAX_PASS_BYTES // (3 * max(kept - weights, 1))))
 
@@ -247,13 +292,19 @@ def _pushed(
     return quotient * QUOTIENT_SHARE
 
 
-def _confirmed(model: nn.Module, point: Tensor, direction: Tensor, slope: float) -> float:
-    """Accept a slope that a symmetric difference quotient confirms, else take the quotient."""
-    step = 1e-6 * (1 + float(point.abs().max()))
+def confirmed_slopes(
+    model: nn.Module, points: Tensor, directions: Tensor, slopes: Tensor
+) -> Tensor:
+    """Accept slopes [n] that a symmetric difference quotient confirms, else take the quotient.
+
+    A derivative taken on a kink is no slope of the function.
+    """
+    step = 1e-6 * (1 + points.flatten(1).abs().amax(dim=1))
+    moves = _over(step, points) * directions
     with torch.no_grad():
-        ahead, behind = model(point + step * direction), model(point - step * direction)
-    quotient = float((ahead - behind).norm()) / (2 * step)
-    return slope if quotient >= slope * (1 - 1e-4) else quotient * (1 - 1e-4)
+        rise = model(points + moves) - model(points - moves)
+    quotients = rise.flatten(1).norm(dim=1) / (2 * step)
+    return torch.where(quotients >= slopes * (1 - 1e-4), slopes, quotients * (1 - 1e-4))
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from fedprune.errors import RobustnessError
 from fedprune.robustness.affine import Affine
 from fedprune.robustness.branches import Extremum, Stack
 from fedprune.robustness.live_layers import apply_live, head_rows, live_layers, scale_of
+from fedprune.robustness.model_checks import copy_model
 from fedprune.robustness.network import Network, Std, input_scale
 from fedprune.robustness.operations import Concatenation, Diagonal, Sum
 from fedprune.robustness.tracer import lower
@@ -80,7 +81,7 @@ class MarginLoss:
             raise RobustnessError(f"iterations must be at least 1, got {iterations}")
         self.radius = radius
         self._iterations = iterations
-        network = lower(copy.deepcopy(model).eval(), example_input)
+        network = lower(copy_model(model).eval(), example_input)
         shape = network.steps[network.output].shape if network.steps else network.input_shape
         if len(shape) != 2 or shape[1] < 2:
             raise RobustnessError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,35 @@ FAILURES = (
 """What Python and torch raise where a call does not fit."""
 
 
+class Untouched(nn.Module):
+    """Runs a model on a copy of its inputs, which it may overwrite."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Wrap a model."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Any:
+        """Run the model."""
+        return self.model(inputs.clone())
+
+
+def private_copy(model: nn.Module, dtype: torch.dtype = torch.float64) -> Untouched:
+    """Copy a model to the CPU in one precision; the copy leaves its inputs as they are."""
+    return Untouched(copy_model(model).to(device="cpu", dtype=dtype))
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Copy a model, also one that keeps results of its last call, which torch would not copy."""
+    kept = [
+        tensor
+        for module in model.modules()
+        for tensor in _tensors(list(vars(module).values()))
+        if tensor.grad_fn is not None
+    ]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept})
+
+
 def check_model(model: nn.Module) -> None:
     """Refuse a model whose eval-mode function is not fixed by finite real weights.
 
@@ -35,7 +65,8 @@ def check_model(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise RobustnessError(
-                f"{_place(name)} has forward hooks, whose effect cannot be bounded"
+                f"{_place(name)} has forward hooks, whose effect cannot be bounded (those of "
+                f"torch.nn.utils.prune are made permanent by prune.remove)"
             )
     check_weights(model)
 
@@ -84,28 +115,43 @@ def check_example(example_input: Tensor) -> None:
     shape = tuple(example_input.shape)
     if example_input.ndim < 2 or shape[0] != 1:
         raise RobustnessError(f"example_input must have shape [1, ...], got {list(shape)}")
-    if not bool(torch.isfinite(example_input).all()):
-        raise RobustnessError("example_input has values that are not finite")
+    check_tensor(example_input, "example_input")
 
 
 def check_agreement(double: nn.Module, network: Network, example: Tensor) -> None:
     """Run the model and its lowered form in float64 on the example and on noise.
 
+    Both are also run together, for a bound speaks of examples that do not influence each other.
+
     Raises:
-        RobustnessError: if the model cannot be run, or the two differ.
+        RobustnessError: if the model cannot be run, the two forms differ, or an example's output
+            depends on what else is in its batch.
     """
     generator = SimulationRandomness(0, "robustness", "agreement").generator
     noise = torch.from_numpy(generator.standard_normal(tuple(example.shape)))
+    alone = []
     for inputs in (example, example + noise):
         wanted, found = _output(double, inputs), network.run(inputs)
         if not isinstance(wanted, Tensor) or wanted.shape != found.shape:
             raise RobustnessError("the model does not compute what its traced graph computes")
-        gap = float((wanted - found).norm())
-        if not gap <= AGREEMENT * (1 + float(wanted.norm())):
+        if not _agree(wanted, found):
             raise RobustnessError(
                 "the model does not compute what its traced graph computes: "
-                f"outputs differ by {gap:.3g}"
+                f"outputs differ by {float((wanted - found).norm()):.3g}"
             )
+        alone.append(wanted)
+    together = _output(double, torch.cat([example, example + noise]))
+    if len(together) != 2 or not _agree(torch.cat(alone), together):
+        raise RobustnessError(
+            "the model's output for an example depends on what else is in its batch, or on how "
+            "many there are: it is no function of one input that could be bounded"
+        )
+
+
+def _agree(wanted: Tensor, found: Tensor) -> bool:
+    if wanted.shape != found.shape:
+        return False
+    return float((wanted - found).norm()) <= AGREEMENT * (1 + float(wanted.norm()))
 
 
 def check_overwriting(double: nn.Module, graph: fx.Graph, example: Tensor) -> None:
@@ -163,6 +209,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (tuple, list)):
         for inner in value:
             yield from _tensors(inner)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
 
 
 def _share(left: Tensor, right: Tensor) -> bool:

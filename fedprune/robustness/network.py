@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,11 +72,11 @@ class Network:
             name = step.inputs[0]
         return None
 
-    def run(self, inputs: Tensor) -> Tensor:
-        """Evaluate on a batch [n, ...] float64."""
-        return self.evaluate(inputs, bound_errors=False).outputs
+    def run(self, inputs: Tensor, after_each: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Evaluate on a batch [n, ...] float64; `after_each` may change what a node gives."""
+        return self._evaluate(inputs, bound_errors=False, after_each=after_each).outputs
 
-    def evaluate(self, inputs: Tensor, *, bound_errors: bool = True) -> Evaluation:
+    def evaluate(self, inputs: Tensor) -> Evaluation:
         """Run in float64 and carry an a-priori bound on the rounding error along.
 
         An error e at the input of an operation leaves at most L e, to which one evaluation adds
@@ -84,14 +84,23 @@ class Network:
 
         Args:
             inputs: [n, ...] float64, taken as exact.
-            bound_errors: False leaves the errors at 0.
         """
+        return self._evaluate(inputs, bound_errors=True, after_each=None)
+
+    def _evaluate(
+        self,
+        inputs: Tensor,
+        *,
+        bound_errors: bool,
+        after_each: Callable[[Tensor], Tensor] | None,
+    ) -> Evaluation:
         values: dict[str, Tensor] = {self.input: inputs}
         sizes: dict[str, Floats] = {}
         errors: dict[str, Floats] = {self.input: np.zeros(len(inputs))}
         left = self.readers()
         for name, step in self.steps.items():
-            values[name] = step.operation.run(*(values[source] for source in step.inputs))
+            result = step.operation.run(*(values[source] for source in step.inputs))
+            values[name] = result if after_each is None else after_each(result)
             if bound_errors:
                 for node in (*step.inputs, name):
                     if node not in sizes:
@@ -167,6 +176,8 @@ def input_scale(input_std: Std | None, shape: tuple[int, ...]) -> Tensor | None:
         )
     if not bool((torch.isfinite(std) & (std > 0)).all()):
         raise RobustnessError(f"input_std must be positive and finite, got {std.tolist()}")
+    if not bool(torch.isfinite(1 / std).all()):
+        raise RobustnessError(f"input_std is too small to divide by, got {std.tolist()}")
     return (1 / std).reshape(-1, *[1] * (len(shape) - 2)).expand(shape[1:]).clone()
 
 

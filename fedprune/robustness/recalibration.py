@@ -21,7 +21,6 @@ its moments over positions, in units of the stored standard deviation, clipped t
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.errors import RobustnessError
+from fedprune.robustness.model_checks import copy_model
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 NORMALISED_BY = ("stored", "batch")
@@ -123,7 +123,7 @@ def batch_norm_sums(
             activations that are not finite, or an option out of range.
     """
     wanted = _checked(model, layers, normalise, clip)
-    own = copy.deepcopy(model).eval()
+    own = copy_model(model).eval()
     if normalise == "batch":
         for name in batch_norm_layers(own):
             own.get_submodule(name).train()
@@ -133,7 +133,7 @@ def batch_norm_sums(
     with _watched(own, references, gathered, clip), torch.no_grad():
         for inputs in batches:
             examples += len(inputs)
-            own(inputs)
+            own(inputs.clone())
     for name, parts in gathered.items():
         if not parts:
             raise RobustnessError(f"no example reached batch norm {name!r}: nothing can be summed")
@@ -163,7 +163,7 @@ def recalibrate(model: nn.Module, sums: BatchNormSums) -> nn.Module:
         RobustnessError: sums of other layers or channels, or not finite, or of fewer than two
             entries.
     """
-    result = copy.deepcopy(model)
+    result = copy_model(model)
     for name, total in sums.sums.items():
         module = _batch_norm(result, name)
         mean, variance = _statistics(module)

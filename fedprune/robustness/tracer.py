@@ -7,7 +7,6 @@ the two differ: hidden state, in-place tricks or data-dependent Python cannot sl
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -25,6 +24,7 @@ from fedprune.robustness.model_checks import (
     check_model,
     check_overwriting,
     check_tensor,
+    copy_model,
 )
 from fedprune.robustness.network import Network, Step
 from fedprune.robustness.operations import Diagonal, Operation
@@ -63,7 +63,7 @@ def lower(model: nn.Module, example_input: Tensor) -> Network:
         inputs = example_input.detach().to(device="cpu", dtype=torch.float64, copy=True)
         # A copy, since tracing leaves constants behind as attributes; in float64 from here on, so
         # that constants which the model computes from its weights are not rounded to float32.
-        own = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
+        own = copy_model(model).to(device="cpu", dtype=torch.float64)
         if module_rule(own) is not None:  # a lone layer becomes a node instead of being opened
             own = nn.Sequential(own).eval()
         lowering = _Lowering(own, inputs)
@@ -133,9 +133,10 @@ class _Lowering:
             else:
                 self._known[node] = self._lower(node)
         if not isinstance(output, Value) or self._input is None:
+            fixed = isinstance(output, Tensor)
             raise RobustnessError(
-                "the model must return one tensor that depends on its input, "
-                f"got {type(output).__name__}"
+                "the model must return one tensor that depends on its input, got "
+                f"{'a constant' if fixed else type(output).__name__}"
             )
         return Network(self._input.name, self._input.shape, self._steps, output.name).trimmed()
 

@@ -99,6 +99,47 @@ def test_resamples_that_are_all_the_same_have_no_error_whatever_rounding_makes_o
     assert Change(draws[0], draws, 37, 0.0, 2.0, Shares(())).error == 0.0
 
 
+def losing(hit: np.ndarray, rows: int, lost: int) -> np.ndarray:
+    """Clients with so many rows in each of two groups; those hit lose so many of the second."""
+    tables = np.zeros((len(hit), 2, 2, 2), dtype=np.int64)
+    tables[:, :, 0, 0], tables[:, :, 1, 1] = rows // 10, rows - rows // 10
+    tables[hit, 1, 1] = [lost, rows - rows // 10 - lost]
+    return tables
+
+
+def test_clients_that_lose_everything_or_nothing_count_once_each() -> None:
+    hit = np.arange(40) % 10 == 0
+    sample = draw_sample(losing(hit, 50, 45), 30, 0.95, 4000, SimulationRandomness(0))
+    gained, lost = sample.of_group(1).effective()
+    share = 4 * 45 / (40 * 50)
+    alike = share * (1 - share) / (0.9**2 * 0.1 * 0.9 / 40)  # p (1 - p) over the variance
+    student = stats.norm.isf(0.025) / stats.t.isf(0.025, 39)
+    assert lost == pytest.approx(alike * student**2, rel=0.1)
+    assert gained == sample.of_group(1).seen()  # none was: nothing to resample
+
+
+def test_changes_of_few_clients_are_within_the_intervals_and_pass_no_test_too_often() -> None:
+    generator, truth = np.random.default_rng(2), 0.1 * 15 / 50
+    inside, passed = [], []
+    for trial in range(250):
+        tables = losing(generator.random(40) < 0.1, 50, 15)
+        interval = summary(tables).pair.interval
+        inside.append(interval.low <= truth <= interval.high)
+        stream = SimulationRandomness(0, "trial", trial)
+        test = gap_test(
+            tables, NAMES, stream, tolerance=truth, pair=(0, 1), confidence=0.95, resamples=300
+        )
+        passed.append(test.p_value <= 0.05)
+    assert np.mean(inside) >= 0.92
+    assert np.mean(passed) <= 0.09
+
+
+def test_what_is_assumed_where_nothing_changed_is_said() -> None:
+    words = "as alike in changing as they are in being right"
+    assert words in summary(unchanged(50, 200, [150, 160])).method
+    assert words not in summary(losing(np.full(40, True), 50, 5)[:, [1, 1]]).method
+
+
 def test_all_groups_together_stand_on_as_many_clients_as_each_where_each_is_spread_alike() -> None:
     tables = np.full((40, 2, 2, 2), 1)
     tables[:2] = 300  # two clients have nearly all rows
