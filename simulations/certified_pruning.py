@@ -16,7 +16,8 @@ seeds 2 to 6.
     python simulations/certified_pruning.py --small --out OUT.json
     python simulations/certified_pruning.py --seed 2 --out OUT.json
     python simulations/certified_pruning.py --model lenet --out OUT.json
-    python simulations/certified_pruning.py --model lenet --side 28 --train-radius 1 --out OUT.json
+    python simulations/certified_pruning.py --seed 2 --seeds 2 --model lenet --side 28 \\
+        --train-radius 1 --out OUT.json
     python simulations/certified_pruning.py --remove units --keep 0.5 --out OUT.json
 """
 
@@ -160,7 +161,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    named = {name: getattr(arguments, name) for name in ("remove", "keep", "train_radius", "radii")}
+    names = ("seeds", "remove", "keep", "train_radius", "radii")
+    named = {name: getattr(arguments, name) for name in names}
     given = {name: value for name, value in named.items() if value is not None}
     return given | ({"radii": tuple(given["radii"])} if "radii" in given else {})
 
@@ -168,11 +170,14 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, write JSON and picture."""
     parser = certified.add_options(study.parser(__doc__))
+    parser.add_argument("--seeds", type=int, help="networks (default: 5)")
     parser.add_argument("--remove", choices=("weights", "units"), help="(default: weights)")
     parser.add_argument("--keep", type=float, help="fraction that stays (default: 0.2)")
     parser.add_argument("--train-radius", type=float, help="of the margin (default: 0.3)")
     parser.add_argument("--radii", type=float, nargs="+", help="to certify (default: 0.1 0.3)")
     arguments = parser.parse_args(argv)
+    if arguments.seeds is not None and arguments.seeds < 1:
+        parser.error(f"--seeds must be at least 1, got {arguments.seeds}")
     begun = time.perf_counter()
     setting = replace(SMALL if arguments.small else Setting(), **_options(arguments))
     task = certified.asked(arguments)

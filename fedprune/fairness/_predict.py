@@ -14,10 +14,17 @@ from fedprune.errors import FairnessError, ModelError
 
 
 def correct_predictions(
-    model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, batch_size: int, name: str
-) -> NDArray[np.bool_]:
-    predicted = predict_classes(model, inputs, labels, batch_size, name)
-    return np.asarray(predicted == torch.as_tensor(labels).cpu().numpy())
+    dense_model: nn.Module,
+    pruned_model: nn.Module,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    batch_size: int,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which rows two classifiers of the same classes get right: [rows] each."""
+    dense = class_scores(dense_model, inputs, labels, batch_size, "dense_model")
+    pruned = class_scores(pruned_model, inputs, labels, batch_size, "pruned_model", dense.shape[1])
+    truth = torch.as_tensor(labels).cpu()
+    return (dense.argmax(dim=1) == truth).numpy(), (pruned.argmax(dim=1) == truth).numpy()
 
 
 def predict_classes(
@@ -80,6 +87,10 @@ def _check_scores(scores: torch.Tensor, labels: torch.Tensor, name: str) -> None
         raise FairnessError(
             f"{name} must return scores [rows, num_classes] for at least 2 classes, "
             f"got the shape {list(scores.shape)}"
+        )
+    if len(scores) != len(labels):
+        raise FairnessError(
+            f"{name} must return scores for each of {len(labels)} inputs, got {len(scores)} rows"
         )
     if not bool(torch.isfinite(scores).all()):
         raise ModelError(f"{name} returned scores that are not finite")

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedprune.errors import FairnessError
+from fedprune.fairness.arguments import check_names, check_other, check_resampling
 from fedprune.fairness.changes import difference_change, excess_loss, overall_change
-from fedprune.fairness.counting import Counts
+from fedprune.fairness.counting import Counts, as_codes
 from fedprune.fairness.intervals import Interval, exact_mcnemar, holm
 from fedprune.fairness.method import describe_condition, describe_method, describe_resampled
 from fedprune.fairness.noise import TableNoise
@@ -56,7 +57,7 @@ def summarize(
             them the pair is chosen on the very rows it is judged on, and the result says so.
         other_name: what to call those rows, as in "validation rows".
         group: what divides the rows, as in "class" or "sex".
-        min_group: groups with fewer rows are named as too small and get no figure.
+        min_group: groups with fewer rows, at least 2, are named as too small and get no figure.
         confidence: of every interval, in (0, 1).
         resamples: paired bootstrap resamples.
         noise: what clients added to every cell of their tables; None where counts are exact. Every
@@ -124,7 +125,7 @@ def choose_pair(
         FairnessError: if the table has no rows or there are fewer than two groups to choose from.
     """
     total = np.maximum(stack_tables(table, noisy=noisy).sum(axis=0), 0)
-    codes = list(range(len(total))) if among is None else [int(code) for code in among]
+    codes = list(range(len(total))) if among is None else as_codes(among, "among").tolist()
     outside = next((code for code in codes if not 0 <= code < len(total)), None)
     if outside is not None:
         raise FairnessError(f"group codes must be from 0 to {len(total) - 1}, got {outside}")
@@ -149,10 +150,7 @@ def _check(
     noisy: bool,
 ) -> None:
     rows = total.sum(axis=(1, 2))
-    if len(names) != len(total):
-        raise FairnessError(f"names must name {len(total)} groups, got {len(names)} names")
-    if len(set(names)) < len(names):
-        raise FairnessError(f"names of groups must differ, got {list(names)}")
+    check_names(names, len(total))
     if rows.sum() <= 0:
         beyond = " beyond their noise" if noisy else ""
         raise FairnessError(f"the tables count zero examples{beyond}: there is nothing to compare")
@@ -161,10 +159,7 @@ def _check(
         raise FairnessError(f"fairness needs rows of at least two groups, got only {only!r}")
     if not 0 < confidence < 1:
         raise FairnessError(f"confidence must be in (0, 1), got {confidence}")
-    if resamples < 100:
-        raise FairnessError(f"resamples must be at least 100, got {resamples}")
-    if min_group < 2:
-        raise FairnessError(f"min_group must be at least 2, got {min_group}")
+    check_resampling(min_group, resamples)
 
 
 def _follow_pair(
@@ -178,11 +173,7 @@ def _follow_pair(
         return None
     noisy = (sample.noise if other is None else other_noise) is not None
     elsewhere = sample.total[None] if other is None else stack_tables(other, noisy=noisy)
-    if elsewhere.shape[1:] != sample.total.shape:
-        raise FairnessError(
-            f"the table to choose the pair on must have {len(names)} groups, "
-            f"got {elsewhere.shape[1]}"
-        )
+    check_other(len(sample.total), elsewhere.shape[1])
     best, worst = choose_pair(elsewhere, [int(code) for code in sample.shown], noisy=noisy)
     dense, pruned = sample.shares(sample.total)
     change = difference_change(sample, best, worst)

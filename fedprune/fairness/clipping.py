@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedprune.errors import FairnessError
+from fedprune.fairness.arguments import check_whole
+from fedprune.fairness.counting import to_numpy
 
 MOST_COUNTED = 10**9  # rows of one client that can be drawn from
 
@@ -29,12 +31,11 @@ def clip_table(
         Counts of the same shape, at most the counts given.
 
     Raises:
-        FairnessError: if `most_rows` is under 1 or a count is no natural number or a table
-            counts a thousand million rows.
+        FairnessError: if `most_rows` is no whole number of at least 1, or a count is no natural
+            number or a table counts a thousand million rows.
     """
-    counts = np.asarray(tables)
-    if most_rows < 1:
-        raise FairnessError(f"most_rows must be at least 1, got {most_rows}")
+    check_whole(most_rows, "most_rows", 1)
+    counts = to_numpy(tables, "tables to clip")
     if counts.ndim < 2 or counts.dtype.kind not in "iu" or (counts.size and counts.min() < 0):
         raise FairnessError(
             f"tables to clip must be natural numbers [num_clients, ...], got the shape "

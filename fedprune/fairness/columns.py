@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from fedprune.errors import FairnessError
+from fedprune.fairness.arguments import check_names
 from fedprune.fairness.counting import as_codes, check_codes, check_lengths
 
 
@@ -29,10 +30,12 @@ def check_groups(
 
     Raises:
         FairnessError: if the column is missing, has no rows, holds a code without a name, is
-            constant, or if one client holds all rows: its figures would be that client's own.
+            constant, names are not different texts, a client number is negative, or if one client
+            holds all rows: its figures would be that client's own.
     """
     if codes is None:
         raise FairnessError(f"the rows have no column {group!r} to measure fairness by")
+    check_names(names)
     column = as_codes(codes, f"codes of {group}")
     check_lengths(len(column))
     check_codes(column, len(names), f"code of {group}", "names")
@@ -43,6 +46,7 @@ def check_groups(
     if client_ids is not None:
         clients = as_codes(client_ids, "client_ids")
         check_lengths(len(column), client_ids=len(clients))
+        check_codes(clients, None, "client number", "client_ids")
         if len(np.unique(clients)) < 2:
             raise FairnessError(
                 f"all rows with a {group!r} are of one client: figures would be its own"

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from fedprune.errors import FairnessError
+from fedprune.fairness.arguments import check_whole
 
 Counts: TypeAlias = NDArray[np.int64]
 
@@ -27,6 +28,7 @@ class CountTable:
 
     CELLS: ClassVar[tuple[int, ...]]
     WHAT: ClassVar[str]
+    INSTEAD: ClassVar[str]  # where tables of the other kind go
 
     def __post_init__(self) -> None:
         """Check and freeze the counts.
@@ -35,7 +37,7 @@ class CountTable:
             FairnessError: if the shape is another, a count is no natural number or there are more
                 rows than can be added up exactly.
         """
-        counts = np.asarray(self.counts)
+        counts = to_numpy(self.counts, "counts")
         if counts.ndim != 1 + len(self.CELLS):
             raise FairnessError(
                 f"{self.WHAT} must have the shape [{_axes(self.CELLS)}], got the shape "
@@ -52,7 +54,7 @@ class CountTable:
         Raises:
             FairnessError: if the shape is wrong or a count is no natural number.
         """
-        return cls(np.asarray(counts))
+        return cls(to_numpy(counts, "counts"))
 
     def to_array(self) -> Counts:
         """Return a fresh copy of the counts: [num_groups, *CELLS] int64."""
@@ -102,19 +104,26 @@ def stack(
         FairnessError: if there is no table, shapes differ or a count is no natural number (no
             whole number, for noisy ones).
     """
-    if isinstance(tables, kind):
-        return tables.to_array()[None]
+    if isinstance(tables, CountTable):
+        return _stack_sequence(kind, [tables])
     if isinstance(tables, Sequence) and any(isinstance(table, CountTable) for table in tables):
         return _stack_sequence(kind, tables)
-    counts = checked_counts(kind, np.asarray(tables), noisy)
+    array = to_numpy(tables, "tables")
+    if array.ndim > 2 + len(kind.CELLS):
+        raise FairnessError(
+            f"tables must have the axes [num_clients, {_axes(kind.CELLS)}], got the shape "
+            f"{list(array.shape)}: {kind.INSTEAD}"
+        )
+    counts = checked_counts(kind, array, noisy)
     return counts.reshape(-1, *counts.shape[-1 - len(kind.CELLS) :])
 
 
 def _stack_sequence(kind: type[CountTable], tables: Sequence[Any]) -> Counts:
     odd = next((table for table in tables if not isinstance(table, kind)), None)
     if odd is not None:
+        instead = f": {kind.INSTEAD}" if isinstance(odd, CountTable) else ""
         raise FairnessError(
-            f"every table must be of the type {kind.__name__}, got {type(odd).__name__}"
+            f"every table must be of the type {kind.__name__}, got {type(odd).__name__}{instead}"
         )
     sizes = sorted({table.num_groups for table in tables})
     if len(sizes) > 1:
@@ -161,15 +170,24 @@ def count_cells(
         FairnessError: if there would be more counts than memory should hold.
     """
     shape = (*sizes, *cells)
-    if math.prod(shape) > MOST_CELLS:
-        raise FairnessError(
-            f"tables of {' x '.join(f'{size:,}' for size in shape)} counts are too large, at most "
-            f"{MOST_CELLS:,} are made: clients and groups must be numbered from 0 without gaps"
-        )
+    check_size(shape, "clients and groups")
     place = np.zeros(len(columns[0]), dtype=np.int64)
     for column, size in zip(columns, shape, strict=True):
         place = place * size + column
     return np.bincount(place, minlength=math.prod(shape)).astype(np.int64).reshape(shape)
+
+
+def check_size(shape: Sequence[int], numbered: str) -> None:
+    """Refuse counts [*shape] that memory should not hold.
+
+    Raises:
+        FairnessError: if there would be more, as where what is `numbered` has gaps.
+    """
+    if math.prod(shape) > MOST_CELLS:
+        raise FairnessError(
+            f"tables of {' x '.join(f'{size:,}' for size in shape)} counts are too large, at most "
+            f"{MOST_CELLS:,} are made: {numbered} must be numbered from 0 without gaps"
+        )
 
 
 def as_codes(values: ArrayLike | torch.Tensor, name: str) -> Counts:
@@ -178,7 +196,7 @@ def as_codes(values: ArrayLike | torch.Tensor, name: str) -> Counts:
     Raises:
         FairnessError: if they have another shape or are not whole numbers of 64 bits.
     """
-    array = to_numpy(values)
+    array = to_numpy(values, name)
     if array.ndim != 1:
         raise FairnessError(f"{name} must have one axis, got the shape {list(array.shape)}")
     if array.size and array.dtype.kind not in "iu":
@@ -194,7 +212,7 @@ def as_flags(values: ArrayLike | torch.Tensor, name: str) -> NDArray[np.int64]:
     Raises:
         FairnessError: if it has another shape or type.
     """
-    array = to_numpy(values)
+    array = to_numpy(values, name)
     if array.ndim != 1 or (array.size and array.dtype.kind != "b"):
         raise FairnessError(
             f"{name} must be [rows] true or false, got the shape {list(array.shape)} "
@@ -203,9 +221,35 @@ def as_flags(values: ArrayLike | torch.Tensor, name: str) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def to_numpy(values: ArrayLike | torch.Tensor) -> NDArray[Any]:
-    """Bring a tensor, wherever it lies, or a list into an array."""
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+def as_floats(values: ArrayLike | torch.Tensor, name: str) -> NDArray[np.float64]:
+    """Give numbers as float64 of the same shape; None is NaN.
+
+    Raises:
+        FairnessError: if they are no numbers or lengths within them differ.
+    """
+    array = to_numpy(values, name)
+    try:
+        if array.dtype.kind in "biufO":
+            return array.astype(np.float64)
+    except (TypeError, ValueError):
+        pass
+    raise FairnessError(f"{name} must be numbers, got the type {array.dtype}")
+
+
+def to_numpy(values: object, name: str) -> NDArray[Any]:
+    """Bring a tensor, wherever it lies, or a list into an array.
+
+    Raises:
+        FairnessError: if lengths within it differ.
+    """
+    if isinstance(values, torch.Tensor):
+        return np.asarray(values.detach().cpu().numpy())
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise FairnessError(
+            f"{name} must fill an array, got parts of different lengths or numbers of groups"
+        ) from None
 
 
 def check_lengths(rows: int, **lengths: int) -> None:
@@ -225,12 +269,14 @@ def check_codes(codes: Counts, allowed: int | None, what: str, name: str) -> int
     """Give how many codes there may be, the largest plus one where `allowed` is None.
 
     Raises:
-        FairnessError: if a code is negative or too large, or `allowed` is no whole number.
+        FairnessError: if a code is negative or too large, or `allowed` is no whole number above 0.
     """
-    if allowed is not None and not isinstance(allowed, int | np.integer):
-        raise FairnessError(f"{name} must be a whole number, got {allowed!r}")
     low, high = int(codes.min()), int(codes.max())
-    count = high + 1 if allowed is None else int(allowed)
+    if allowed is None:
+        if low < 0:
+            raise FairnessError(f"every {what} must be at least 0, got {low}")
+        return high + 1
+    count = check_whole(allowed, name, 1)
     if low < 0 or high >= count:
         wrong = low if low < 0 else high
         raise FairnessError(f"every {what} must be from 0 to {name} - 1 = {count - 1}, got {wrong}")

@@ -19,7 +19,15 @@ from torch import nn
 
 from fedprune.errors import FairnessError
 from fedprune.fairness._predict import class_scores
-from fedprune.fairness.counting import Counts, as_codes, check_codes, check_lengths, count_cells
+from fedprune.fairness.counting import (
+    Counts,
+    as_codes,
+    check_codes,
+    check_lengths,
+    check_size,
+    count_cells,
+    to_numpy,
+)
 
 Floats = NDArray[np.float64]
 
@@ -68,8 +76,8 @@ def find_disagreements(
         batch_size: rows evaluated together.
 
     Raises:
-        FairnessError: if there are no rows or models, lengths differ, a code is out of range or
-            models tell different numbers of classes apart.
+        FairnessError: if there are no rows or models, lengths differ, a code is out of range,
+            models tell different numbers of classes apart or one returns no row for every input.
         ModelError: if a model returns scores that are not finite.
     """
     codes = as_codes(groups, "groups")
@@ -83,7 +91,7 @@ def find_disagreements(
             f"and {pruned.shape[2]}"
         )
     before, after = modal_predictions(dense.argmax(2)), modal_predictions(pruned.argmax(2))
-    truth = np.arange(len(codes)), torch.as_tensor(labels).cpu().numpy()
+    truth = np.arange(len(codes)), torch.as_tensor(labels).cpu().long().numpy()
     fall = dense.mean(axis=0)[truth] - pruned.mean(axis=0)[truth]
     places = np.flatnonzero(before != after)
     places = places[np.argsort(-fall[places], kind="stable")]
@@ -101,15 +109,18 @@ def modal_predictions(predictions: ArrayLike) -> Counts:
         [rows] int64.
 
     Raises:
-        FairnessError: if there is no model or no row, or codes are not natural numbers.
+        FairnessError: if there is no model or no row, or codes are not natural numbers or have gaps
+            too large to count over.
     """
-    codes = np.asarray(predictions)
+    codes = to_numpy(predictions, "predictions")
     if codes.ndim != 2 or 0 in codes.shape or codes.dtype.kind not in "iu" or codes.min() < 0:
         raise FairnessError(
             f"predictions must be class codes [models, rows] of at least one model and row, got "
             f"the shape {list(codes.shape)} and the type {codes.dtype}"
         )
-    votes = np.zeros((codes.shape[1], int(codes.max()) + 1), dtype=np.int64)
+    shape = (codes.shape[1], int(codes.max()) + 1)
+    check_size(shape, "classes")
+    votes = np.zeros(shape, dtype=np.int64)
     for model in codes:
         votes[np.arange(len(model)), model] += 1
     return np.asarray(votes.argmax(axis=1), dtype=np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fedprune.errors import FairnessError
+from fedprune.fairness.counting import as_floats
 
 
 class Interval(NamedTuple):
@@ -56,8 +58,9 @@ def clopper_pearson(successes: int, rows: int, confidence: float = 0.95) -> Inte
     """Give the exact interval of a proportion (Clopper and Pearson 1934).
 
     Raises:
-        FairnessError: if the counts are impossible or the confidence is out of range.
+        FairnessError: if the counts are impossible or not whole, or the confidence is out of range.
     """
+    _check_counts(successes, rows)
     _check_proportion(successes, rows, confidence)
     tail, failures = (1 - confidence) / 2, rows - successes
     low = float(stats.beta.ppf(tail, successes, failures + 1)) if successes else 0.0
@@ -78,8 +81,7 @@ def exact_mcnemar(lost: int, gained: int) -> float:
     Raises:
         FairnessError: if a count is negative or not whole.
     """
-    if not (float(lost).is_integer() and float(gained).is_integer()):
-        raise FairnessError(f"counts must be whole numbers, got {lost} and {gained}")
+    _check_counts(lost, gained)
     if lost < 0 or gained < 0:
         raise FairnessError(f"counts must be at least 0, got {lost} and {gained}")
     if lost + gained == 0:
@@ -94,9 +96,11 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
         [tests] adjusted p-values, in the order given: compare each with the level.
 
     Raises:
-        FairnessError: if a p-value is outside [0, 1].
+        FairnessError: if they are no list of numbers or a p-value is outside [0, 1].
     """
-    values = np.asarray(p_values, dtype=np.float64)
+    values = as_floats(p_values, "p-values")
+    if values.ndim != 1:
+        raise FairnessError(f"p-values must be [tests], got the shape {list(values.shape)}")
     if not np.all((values >= 0) & (values <= 1)):  # a NaN fails both comparisons
         raise FairnessError(f"p-values must be in [0, 1], got {values.tolist()}")
     order = np.argsort(values, kind="stable")
@@ -120,7 +124,7 @@ def paired_difference(
         FairnessError: if lengths differ, there is no seed or a figure is not finite.
     """
     _check_confidence(confidence)
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    first, second = as_floats(a, "a"), as_floats(b, "b")
     if first.shape != second.shape or first.ndim != 1 or first.size == 0:
         raise FairnessError(
             f"a and b must hold one figure for each of the same seeds, got the shapes "
@@ -160,6 +164,11 @@ def unseen_share(independent: int, confidence: float) -> float:
     95 % and large n it is the rule of three, 3/n.
     """
     return -math.expm1(math.log1p(-confidence) / independent)
+
+
+def _check_counts(*counts: float) -> None:
+    if not all(isinstance(count, Real) and float(count).is_integer() for count in counts):
+        raise FairnessError(f"counts must be whole numbers, got {' and '.join(map(str, counts))}")
 
 
 def _check_proportion(successes: float, rows: float, confidence: float) -> None:

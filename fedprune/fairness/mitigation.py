@@ -19,8 +19,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedprune.errors import FairnessError
+from fedprune.fairness.counting import MOST_ROWS, as_floats
 
 Floats = NDArray[np.float64]
+
+# Of all dual variables together: beside a larger sum, rounding would hide the 1 in the weights.
+MOST_DUALS = 2.0**40
 
 
 def worst_group(importance: ArrayLike) -> Floats:
@@ -65,6 +69,7 @@ def importance_share(
     if weights is not None and combine != "mean":
         raise FairnessError(f"weights are for combine = 'mean', got combine = {combine!r}")
     given = np.ones(len(values)) if weights is None else _weights(weights, len(values))
+    values = _scaled(values)
     totals = values.sum(axis=1)
     counted = (totals > 0) & (given > 0)
     if not counted.any():
@@ -77,7 +82,8 @@ def _largest(shares: Floats, weights: Floats) -> Floats:  # noqa: ARG001 - all w
 
 
 def _weighted_mean(shares: Floats, weights: Floats) -> Floats:
-    return np.asarray(weights / weights.sum() @ shares)
+    counted = _scaled(weights)
+    return np.asarray(counted / counted.sum() @ shares)
 
 
 COMBINE: dict[str, Callable[[Floats, Floats], Floats]] = {"max": _largest, "mean": _weighted_mean}
@@ -106,10 +112,9 @@ def dual_step(
 
     Raises:
         FairnessError: if lengths differ, a dual variable is negative or not finite, a psi_g is
-            infinite or an option is out of range.
+            infinite, an option is out of range or a variable grows beyond every number.
     """
-    now = np.asarray(duals, dtype=np.float64)
-    excess = np.asarray(excess_losses, dtype=np.float64)
+    now, excess = as_floats(duals, "duals"), as_floats(excess_losses, "excess losses")
     if now.ndim != 1 or now.shape != excess.shape or now.size == 0:
         raise FairnessError(
             f"duals and excess losses must be one for each group, got the shapes "
@@ -123,8 +128,15 @@ def dual_step(
             f"and {largest}"
         )
     known = np.isfinite(excess)
-    moved = now + step * (np.where(known, excess, tolerance) - tolerance)
-    return np.clip(moved, 0.0, largest)
+    half = np.where(known, excess, tolerance) / 2 - tolerance / 2  # halved, no difference overflows
+    with np.errstate(over="ignore"):
+        moved = np.clip(now + step * half * 2, 0.0, largest)
+    if not np.isfinite(moved).all():
+        raise FairnessError(
+            f"dual variables must stay finite, got a step of {step:g} along excess losses of up "
+            f"to {excess[known].max():g}: give a smaller step or a largest"
+        )
+    return moved
 
 
 def group_weights(duals: ArrayLike, rows: ArrayLike) -> Floats:
@@ -144,10 +156,10 @@ def group_weights(duals: ArrayLike, rows: ArrayLike) -> Floats:
         [num_groups] float64 at least 0, sum_g pi_g w_g = 1; weight 1 where a group has no rows.
 
     Raises:
-        FairnessError: if lengths differ, a dual variable is negative or not finite, or there are
-            no rows.
+        FairnessError: if lengths differ, a dual variable is negative or not finite, their sum or
+            the groups' rows are beyond what can be reckoned with, or there are no rows.
     """
-    now, counts = np.asarray(duals, dtype=np.float64), np.asarray(rows, dtype=np.float64)
+    now, counts = as_floats(duals, "duals"), as_floats(rows, "rows")
     if now.ndim != 1 or now.shape != counts.shape:
         raise FairnessError(
             f"duals and rows must be one for each group, got the shapes {list(now.shape)} "
@@ -156,17 +168,40 @@ def group_weights(duals: ArrayLike, rows: ArrayLike) -> Floats:
     if not np.all(np.isfinite(now) & (now >= 0)) or not np.isfinite(counts).all():
         raise FairnessError("duals must be finite and at least 0, and rows finite")
     held = np.maximum(counts, 0.0)
-    if held.sum() == 0:
+    if held.max(initial=0.0) == 0:
         raise FairnessError("group weights need at least one row, got zero examples")
-    shares = held / held.sum()
+    shares = _scaled(held) / _scaled(held).sum()
     used = np.where(held > 0, now, 0.0)
+    _check_weighable(used, shares[held > 0])
     weights = 1 - used.sum() + used / np.where(held > 0, shares, 1.0)
     weights = np.where(held > 0, np.maximum(weights, 0.0), 1.0)
     return np.where(held > 0, weights / float(shares @ weights), 1.0)
 
 
+def _check_weighable(duals: Floats, shares: Floats) -> None:
+    if (duals > MOST_DUALS / len(duals)).any():
+        raise FairnessError(
+            f"duals must be at most {MOST_DUALS / len(duals):g} for each of {len(duals)} groups, "
+            f"got {duals.max():g}"
+        )
+    if shares.min() < 1 / MOST_ROWS:
+        raise FairnessError(
+            f"a group with rows must have at least 1 in 2^53 of them, got a share of "
+            f"{shares.min():g}"
+        )
+
+
+def _scaled(values: Floats) -> Floats:
+    """Divide [..., n] numbers of at least 0 by powers of two: sums over n do not overflow.
+
+    Their shares stay what they are.
+    """
+    exponents = np.frexp(values.max(axis=-1, keepdims=True))[1]
+    return np.asarray(np.ldexp(values, -exponents))
+
+
 def _checked(importance: ArrayLike) -> Floats:
-    values = np.asarray(importance, dtype=np.float64)
+    values = as_floats(importance, "importance")
     if values.ndim != 2 or 0 in values.shape:
         raise FairnessError(
             f"importance must be [num_groups, num_units] with at least one of each, got the shape "
@@ -178,9 +213,9 @@ def _checked(importance: ArrayLike) -> Floats:
 
 
 def _weights(weights: ArrayLike, groups: int) -> Floats:
-    given = np.asarray(weights, dtype=np.float64)
+    given = as_floats(weights, "weights")
     if given.shape != (groups,) or not np.isfinite(given).all() or given.min() < 0:
         raise FairnessError(f"weights must be {groups} finite numbers of at least 0")
-    if given.sum() == 0:
+    if given.max() == 0:
         raise FairnessError("weights must not all be 0")
     return given

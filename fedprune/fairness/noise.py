@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fedprune.errors import FairnessError
+from fedprune.fairness.arguments import check_whole
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -67,18 +69,18 @@ class TableNoise:
         """Refuse what describes no noise.
 
         Raises:
-            FairnessError: if the kind is unknown or a number is out of range.
+            FairnessError: if the kind is unknown, a number is out of range, or draws or rows are
+                not whole.
         """
         if self.kind not in KINDS:
             raise FairnessError(f"noise must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        if not 0 < self.scale <= MAX_DEVIATION:
+        if not isinstance(self.scale, Real) or not 0 < self.scale <= MAX_DEVIATION:
             raise FairnessError(
-                f"the scale of noise must be in (0, {MAX_DEVIATION:g}], got {self.scale}"
+                f"the scale of noise must be in (0, {MAX_DEVIATION:g}], got {self.scale!r}"
             )
-        if self.draws < 1:
-            raise FairnessError(f"draws of noise must be at least 1, got {self.draws}")
-        if self.clipped_to is not None and self.clipped_to < 1:
-            raise FairnessError(f"clipped_to must be at least 1 row, got {self.clipped_to}")
+        check_whole(self.draws, "draws of noise", 1)
+        if self.clipped_to is not None:
+            check_whole(self.clipped_to, "clipped_to, in rows,", 1)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> TableNoise:
@@ -90,9 +92,8 @@ class TableNoise:
         unknown = set(stored) - {"kind", "scale", "draws", "clipped_to"}
         if unknown or not {"kind", "scale"} <= set(stored):
             raise FairnessError(f"noise needs a kind and a scale, got {sorted(stored)}")
-        clipped = stored.get("clipped_to")
-        draws, scale = int(stored.get("draws", 1)), float(stored["scale"])
-        return cls(str(stored["kind"]), scale, draws, None if clipped is None else int(clipped))
+        draws, clipped = stored.get("draws", 1), stored.get("clipped_to")
+        return cls(str(stored["kind"]), stored["scale"], draws, clipped)
 
     def to_json(self) -> dict[str, Any]:
         """Give plain strings and numbers."""
@@ -149,7 +150,8 @@ def table_sensitivity(unit: str, relation: str, most_rows: int | None = None) ->
         most_rows: for clients, the rows that tables are clipped to.
 
     Raises:
-        FairnessError: if a word is unknown or clients' tables are not clipped.
+        FairnessError: if a word is unknown or clients' tables are not clipped to a whole number of
+            rows.
     """
     moved = {"record": 1, "client": most_rows}
     factor = {"add-or-remove": 1, "replacement": 2}
@@ -158,9 +160,7 @@ def table_sensitivity(unit: str, relation: str, most_rows: int | None = None) ->
             f"sensitivity is known for {', '.join(moved)} under {', '.join(factor)}, got {unit!r} "
             f"under {relation!r}"
         )
-    rows = moved[unit]
-    if rows is None or rows < 1:
-        raise FairnessError(f"tables of whole clients need most_rows of at least 1, got {rows}")
+    rows = check_whole(moved[unit], "most_rows of the tables of whole clients", 1)
     return factor[relation] * rows
 
 

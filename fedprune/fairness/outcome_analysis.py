@@ -2,8 +2,10 @@
 
 Demographic parity difference: the largest minus the smallest rate of predicting 1 over the groups.
 Equalised odds difference: the larger of the same differences of the true positive and of the false
-positive rate (Hardt, Price & Srebro 2016; as fairlearn defines both). Each rate is the "accuracy"
-of a plain count table, so whatever holds of gaps of accuracy, noise included, holds of these.
+positive rate (Hardt, Price & Srebro 2016). Both equal fairlearn's where every group has rows of
+both labels and enough of them to be shown; a group without rows of a label has no such rate and is
+left out of it, where fairlearn sets the rate to 0. Each rate is the "accuracy" of a plain count
+table, so whatever holds of gaps of accuracy, noise included, holds of these.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedprune.errors import FairnessError
 from fedprune.fairness.analysis import summarize
+from fedprune.fairness.arguments import check_names, check_other
 from fedprune.fairness.counting import Counts
 from fedprune.fairness.intervals import Interval
 from fedprune.fairness.noise import TableNoise
@@ -88,14 +90,15 @@ class EqualizedOdds:
 class OutcomeSummary:
     """What outcome tables say of a binary task.
 
-    `demographic_parity` is the change of the selection rate; `equalized_odds` is None where
-    either of its rates has no difference to show.
+    `demographic_parity` is the change of the selection rate. `true_positive` and `false_positive`
+    are None where fewer than two groups have rows of label 1, or of label 0; `equalized_odds` is
+    None where either of them is or has no difference to show.
     """
 
     group: str
     demographic_parity: RateChange
-    true_positive: RateChange
-    false_positive: RateChange
+    true_positive: RateChange | None
+    false_positive: RateChange | None
     equalized_odds: EqualizedOdds | None
 
     def to_json(self) -> dict[str, Any]:
@@ -120,10 +123,11 @@ def summarize_outcomes(
     """Say what pruning did to demographic parity and equalised odds, with intervals.
 
     Arguments are those of `summarize`, of outcome tables; `min_group` counts the rows that a rate
-    is taken over: of label 1 for true positives, of label 0 for false positives.
+    is taken over: of label 1 for true positives, of label 0 for false positives. A rate that has
+    no two groups with such rows is None; the others are reported.
 
     Raises:
-        FairnessError: if there are no rows, fewer than two groups have rows of any label, names do
+        FairnessError: if there are no rows, fewer than two groups have rows, names or `other` do
             not fit the tables or an option is out of range.
     """
     stack = stack_outcomes(tables, noisy=noise is not None)
@@ -135,8 +139,8 @@ def summarize_outcomes(
         cells = RATES[rate][1]
         added = None if noise is None else noise.times(cells)
         counts = rate_tables(stack, rate)
-        if (counts.sum(axis=(0, 2, 3)) > 0).sum() < 2:
-            raise FairnessError(_too_few(rate))
+        if rate != "selection" and (counts.sum(axis=(0, 2, 3)) > 0).sum() < 2:
+            continue
         found[rate] = _rate_change(
             rate,
             summarize(
@@ -158,19 +162,14 @@ def summarize_outcomes(
                 counts, min_group, confidence, resamples, rng.stream(rate), added
             )
     odds = _equalized_odds(found, samples, stack if elsewhere is None else elsewhere, names)
-    parity, true_positive, false_positive = (found[rate] for rate in JUDGED)
-    return OutcomeSummary(group, parity, true_positive, false_positive, odds)
+    true_positive, false_positive = found.get("true positive"), found.get("false positive")
+    return OutcomeSummary(group, found["selection"], true_positive, false_positive, odds)
 
 
 def _check_groups(stack: Counts, elsewhere: Counts | None, names: Sequence[str]) -> None:
-    for counts in (stack, *([] if elsewhere is None else [elsewhere])):
-        if counts.shape[1] != len(names):
-            raise FairnessError(f"names must name {counts.shape[1]} groups, got {len(names)} names")
-
-
-def _too_few(rate: str) -> str:
-    of = {"true positive": " of label 1", "false positive": " of label 0"}.get(rate, "")
-    return f"the {rate} rate of groups needs examples{of} in at least two groups"
+    check_names(names, stack.shape[1])
+    if elsewhere is not None:
+        check_other(stack.shape[1], elsewhere.shape[1])
 
 
 def _rate_change(rate: str, found: FairnessSummary) -> RateChange:
@@ -207,7 +206,7 @@ def _equalized_odds(
     chosen_on: Counts,
     names: Sequence[str],
 ) -> EqualizedOdds | None:
-    rates = [found["true positive"], found["false positive"]]
+    rates = [found[rate] for rate in samples]
     dense = [one.difference_dense for one in rates if one.difference_dense is not None]
     pruned = [one.difference_pruned for one in rates if one.difference_pruned is not None]
     if len(dense) < 2 or len(pruned) < 2:

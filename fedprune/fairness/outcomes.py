@@ -27,6 +27,7 @@ from fedprune.fairness.counting import (
     checked_counts,
     count_cells,
     stack,
+    to_numpy,
 )
 from fedprune.fairness.tables import GroupTable
 
@@ -63,6 +64,7 @@ class OutcomeTable(CountTable):
 
     CELLS: ClassVar[tuple[int, ...]] = (2, 2, 2)
     WHAT: ClassVar[str] = "an outcome table"
+    INSTEAD: ClassVar[str] = "tables of what was right go to summarize"
 
     @classmethod
     def of(
@@ -81,8 +83,8 @@ class OutcomeTable(CountTable):
         Arguments and errors are those of `GroupTable.of`.
 
         Raises:
-            FairnessError: if a model has other than two classes, there are no rows, lengths
-                differ or a code is out of range.
+            FairnessError: if a model has other than two classes or returns no row for every input,
+                there are no rows, lengths differ or a code is out of range.
             ModelError: if a model returns scores that are not finite.
         """
         check_lengths(len(inputs), labels=len(labels))
@@ -160,8 +162,8 @@ def stack_outcomes(
     """Bring tables into one array: [num_clients, num_groups, 2, 2, 2] int64.
 
     Args:
-        tables: one table, a sequence of tables (one a client), or counts whose last four axes
-            are [num_groups, 2, 2, 2].
+        tables: one table, a sequence of tables (one a client), or counts [num_groups, 2, 2, 2]
+            or [num_clients, num_groups, 2, 2, 2].
         noisy: whether noise was added to the counts, which then may be negative.
 
     Raises:
@@ -186,5 +188,5 @@ def rate_tables(counts: ArrayLike, rate: str) -> Counts:
     """
     if rate not in RATES:
         raise FairnessError(f"rate must be one of {', '.join(RATES)}, got {rate!r}")
-    found = checked_counts(OutcomeTable, np.asarray(counts), noisy=True)
+    found = checked_counts(OutcomeTable, to_numpy(counts, "counts"), noisy=True)
     return np.ascontiguousarray(RATES[rate][0](found))

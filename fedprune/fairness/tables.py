@@ -41,6 +41,7 @@ class GroupTable(CountTable):
 
     CELLS: ClassVar[tuple[int, ...]] = (2, 2)
     WHAT: ClassVar[str] = "a group table"
+    INSTEAD: ClassVar[str] = "outcomes go to summarize_outcomes"
 
     @classmethod
     def of(
@@ -68,13 +69,13 @@ class GroupTable(CountTable):
             batch_size: rows evaluated together.
 
         Raises:
-            FairnessError: if there are no rows, lengths differ or a code is out of range.
+            FairnessError: if there are no rows, lengths differ, a code is out of range, the models
+                tell different numbers of classes apart or one returns no row for every input.
             ModelError: if a model returns scores that are not finite.
         """
         codes = as_codes(groups, "groups")
         check_lengths(len(inputs), labels=len(labels), groups=len(codes))
-        dense = correct_predictions(dense_model, inputs, labels, batch_size, "dense_model")
-        pruned = correct_predictions(pruned_model, inputs, labels, batch_size, "pruned_model")
+        dense, pruned = correct_predictions(dense_model, pruned_model, inputs, labels, batch_size)
         return cls.from_correct(dense, pruned, codes, num_groups)
 
     @classmethod
@@ -156,8 +157,8 @@ def stack_tables(
     """Bring tables into one array: [num_clients, num_groups, 2, 2] int64.
 
     Args:
-        tables: one table, a sequence of tables (one a client), or counts whose last three axes
-            are [num_groups, 2, 2].
+        tables: one table, a sequence of tables (one a client), or counts [num_groups, 2, 2] or
+            [num_clients, num_groups, 2, 2].
         noisy: whether noise was added to the counts, which then may be negative.
 
     Raises:

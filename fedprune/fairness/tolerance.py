@@ -20,10 +20,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
 from fedprune.errors import FairnessError
+from fedprune.fairness.arguments import check_names, check_resampling, is_whole
 from fedprune.fairness.changes import Change, difference_change
 from fedprune.fairness.noise import TableNoise
 from fedprune.fairness.sample import Sample, draw_sample
@@ -87,19 +89,19 @@ def gap_test(
         tolerance: growth of the gap that is too much, in accuracy (0.02 = 2 points).
         pair: codes (best, worst) fixed on other rows, to bound that difference alone; every
             ordered pair where it is not given.
-        min_group: groups with fewer rows are left out.
+        min_group: groups with fewer rows, at least 2, are left out.
         confidence: of the upper limit.
         resamples: paired bootstrap resamples.
         noise: what clients added to every cell; None where counts are exact.
 
     Raises:
         FairnessError: if fewer than two groups, or a group of the pair, have rows enough, there
-            are too many groups or an option is out of range.
+            are too many groups, names do not fit the tables or an option is out of range.
     """
-    _check(tolerance, confidence, resamples)
+    _check(tolerance, confidence)
+    check_resampling(min_group, resamples)
     stack = stack_tables(tables, noisy=noise is not None)
-    if len(names) != stack.shape[1]:
-        raise FairnessError(f"names must name {stack.shape[1]} groups, got {len(names)} names")
+    check_names(names, stack.shape[1])
     sample = draw_sample(stack, min_group, confidence, resamples, rng, noise)
     pairs = _pairs(sample, pair)
     changes = [difference_change(sample, best, worst) for best, worst in pairs]
@@ -152,16 +154,22 @@ def choose_keep(
 def _pairs(sample: Sample, pair: tuple[int, int] | None) -> list[tuple[int, int]]:
     shown = [int(code) for code in sample.shown]
     if pair is not None:
-        if pair[0] == pair[1] or not set(pair) <= set(shown):
+        if not _is_pair(pair, shown):
             raise FairnessError(
                 f"pair must be two of the groups with rows enough, {shown}, got {pair}"
             )
-        return [pair]
+        return [(int(pair[0]), int(pair[1]))]
     if not 2 <= len(shown) <= MOST_GROUPS:
         raise FairnessError(
             f"testing the gap needs 2 to {MOST_GROUPS} groups with rows enough, got {len(shown)}"
         )
     return list(itertools.permutations(shown, 2))
+
+
+def _is_pair(pair: object, shown: list[int]) -> bool:
+    if not isinstance(pair, Sequence | np.ndarray) or len(pair) != 2 or pair[0] == pair[1]:
+        return False
+    return all(is_whole(code) and code in shown for code in pair)
 
 
 def _p_value(change: Change, tolerance: float, confidence: float) -> float:
@@ -180,10 +188,8 @@ def _upper_limit(change: Change, confidence: float) -> float:
     return min(change.limit, change.value + max(resampled, reach))
 
 
-def _check(tolerance: float, confidence: float, resamples: int) -> None:
+def _check(tolerance: float, confidence: float) -> None:
     if not 0 <= tolerance <= 2:
         raise FairnessError(f"tolerance must be in [0, 2], got {tolerance}")
     if not 0.5 < confidence < 1:
         raise FairnessError(f"confidence must be in (0.5, 1), got {confidence}")
-    if resamples < 100:
-        raise FairnessError(f"resamples must be at least 100, got {resamples}")

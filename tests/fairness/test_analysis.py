@@ -277,9 +277,9 @@ def test_p_values_reject_a_true_hypothesis_no_more_often_than_the_level() -> Non
         ({"names": ["a", "a"]}, "names of groups must differ"),
         ({"names": ["a"]}, "names must name 2 groups, got 1"),
         ({"confidence": 1.0}, "confidence must be in"),
-        ({"resamples": 10}, "resamples must be at least 100"),
-        ({"min_group": 1}, "min_group must be at least 2"),
-        ({"other": np.ones((3, 2, 2))}, "must have 2 groups, got 3"),
+        ({"resamples": 10}, "resamples must be a whole number of at least 100"),
+        ({"min_group": 1}, "min_group must be a whole number of at least 2"),
+        ({"other": np.ones((3, 2, 2))}, "other must have 2 groups, as the tables do, got 3"),
         ({"other": np.zeros((2, 2, 2))}, "choosing a pair"),
     ],
 )

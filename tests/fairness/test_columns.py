@@ -26,6 +26,8 @@ def test_a_column_with_two_groups_on_two_clients_passes() -> None:
         ([0.0, 1.0], None, "whole-number codes"),
         ([0.0, np.nan], None, "whole-number codes"),
         ([0, 1], [0, 1, 2], "client_ids must have one entry"),
+        ([0, 1], [-1, 4], "client number must be at least 0, got -1"),
+        ([0, -1], None, "code of sex must be from 0 to names - 1 = 1, got -1"),
     ],
 )
 def test_a_column_that_cannot_answer_is_refused(codes, clients, message) -> None:

@@ -97,10 +97,43 @@ def test_equal_models_disagree_nowhere() -> None:
     assert found.counts[:, 1].sum() == 0
 
 
+def test_labels_may_be_true_or_false() -> None:
+    inputs, _, groups = rows()
+    dense, pruned = nn.Linear(5, 2), nn.Linear(5, 2)
+    labels = torch.arange(200) % 2
+    coded, flagged = (
+        find_disagreements(dense, pruned, inputs, given, groups) for given in (labels, labels == 1)
+    )
+    assert coded.severity.tolist() == flagged.severity.tolist()
+
+
+@pytest.mark.parametrize(
+    ("predictions", "message"),
+    [
+        ([[2**40]], "classes must be numbered from 0 without gaps"),
+        ([[1], [1, 2]], "predictions must fill an array"),
+        (np.zeros((0, 3), int), "at least one model and row"),
+        ([[1.0]], "class codes"),
+    ],
+)
+def test_predictions_that_are_no_classes_are_refused(predictions, message) -> None:
+    with pytest.raises(FairnessError, match=message):
+        modal_predictions(predictions)
+
+
+class OneRow(nn.Module):
+    """Forgets the axis of rows."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.mean(dim=0, keepdim=True)[:, :3]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"dense_models": []}, "at least one dense_model"),
+        ({"pruned_models": OneRow()}, "pruned_model must return scores for each of 200 inputs"),
+        ({"dense_models": OneRow()}, "dense_model must return scores for each of 200 inputs"),
         ({"pruned_models": nn.Linear(5, 4)}, "same classes, got 3 and 4"),
         ({"inputs": torch.zeros(0, 5), "labels": torch.zeros(0).long(), "groups": []}, "zero"),
         ({"labels": torch.full((200,), 3)}, "labels must be from 0 to 2"),

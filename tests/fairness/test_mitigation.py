@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -108,9 +110,44 @@ def test_ascent_finds_weights_that_meet_the_tolerance() -> None:
     assert losses[1] - shares @ losses == pytest.approx(0.05, abs=0.01)
 
 
+def test_huge_and_tiny_numbers_have_the_shares_of_ordinary_ones() -> None:
+    for unit in (1e308, 1.0, 5e-324):
+        assert importance_share([[unit, unit]]).tolist() == [0.5, 0.5]
+        shares = importance_share([[1, 3], [3, 1]], combine="mean", weights=[unit, unit])
+        assert shares.tolist() == [0.5, 0.5]
+        assert group_weights([1, 1], [unit, unit]).tolist() == [1, 1]
+    left = importance_share([[0, 0], [1, 3]], combine="mean", weights=[1e308, 1e-300])
+    assert left.tolist() == [0.25, 0.75]
+    assert importance_share([[1e308, 1e308], [1, 3]]).tolist() == [0.5, 0.75]
+
+
+def test_a_step_is_exact_where_a_difference_on_the_way_is_too_large() -> None:
+    largest = np.finfo(np.float64).max
+    moved = dual_step([10.0, 10.0], [-largest, largest], tolerance=largest, step=1 / largest)
+    assert moved == pytest.approx([8.0, 10.0])
+    assert dual_step([1.0], [1e308], tolerance=0, step=1e308, largest=3.0).tolist() == [3.0]
+    assert dual_step([1.0], [-1e308], tolerance=0, step=1e308).tolist() == [0.0]
+
+
+@given(arrays.arrays(np.float64, 4, elements=st.floats(0, 2.0**38)), row_counts)
+def test_weights_of_large_duals_are_those_of_exact_fractions(now, rows) -> None:
+    shares = [Fraction(int(count), int(rows.sum())) for count in rows]
+    exact = [Fraction(float(dual)) for dual in now]
+    raw = [max(0, 1 - sum(exact) + dual / pi) for dual, pi in zip(exact, shares, strict=True)]
+    mean = sum(pi * weight for pi, weight in zip(shares, raw, strict=True))
+    expected = [float(weight / mean) for weight in raw]
+    error = 1e-12 * (1 + float(sum(exact)))
+    assert group_weights(now, rows) == pytest.approx(expected, rel=1e-9, abs=error)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: worst_group([[1], [1, 2]]), "importance must fill an array"),
+        (lambda: worst_group([["a", "b"]]), "importance must be numbers"),
+        (lambda: dual_step([1e308], [1e308], tolerance=0, step=1e308), "must stay finite"),
+        (lambda: group_weights([1e308, 1e308], [1, 1]), "duals must be at most 5.* got 1e.308"),
+        (lambda: group_weights([1, 1], [1e308, 1e-300]), "a group with rows must have at least"),
         (lambda: worst_group(np.zeros((0, 3))), "num_groups, num_units"),
         (lambda: worst_group([[1.0, np.nan]]), "finite and at least 0"),
         (lambda: worst_group([[1.0, -1.0]]), "finite and at least 0"),

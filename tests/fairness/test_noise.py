@@ -14,6 +14,8 @@ from fedprune.fairness import TableNoise, clip_table, table_sensitivity
 from fedprune.privacy import DiscreteGaussian, DiscreteLaplace
 from fedprune.randomness import SimulationRandomness
 
+NAN = float("nan")
+
 
 def pmf(kind: str, scale: float, reach: int = 400) -> tuple[np.ndarray, np.ndarray]:
     values = np.arange(-reach, reach + 1)
@@ -120,6 +122,19 @@ def test_clipped_tables_are_bounded_and_unbiased() -> None:
     assert table.sum() == 110
 
 
+@pytest.mark.parametrize("most_rows", [NAN, float("inf"), 2.5, 0, -1, "20", True])
+def test_a_bound_that_is_no_number_of_rows_protects_nobody_and_is_refused(most_rows) -> None:
+    message = "most_rows.* must be a whole number of at least 1, got"
+    with pytest.raises(FairnessError, match=message):
+        clip_table(np.ones((1, 2, 2, 2), int), most_rows, np.random.default_rng(0))
+    for relation in ("add-or-remove", "replacement"):
+        with pytest.raises(FairnessError, match=message):
+            table_sensitivity("client", relation, most_rows)
+
+
+STORED = {"kind": "discrete-laplace", "scale": 1.0}
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -127,12 +142,20 @@ def test_clipped_tables_are_bounded_and_unbiased() -> None:
         (lambda: TableNoise("discrete-laplace", 0.0), "scale of noise must be in"),
         (lambda: TableNoise("discrete-laplace", float("nan")), "scale of noise must be in"),
         (lambda: TableNoise("discrete-laplace", 1.0, draws=0), "draws of noise"),
-        (lambda: TableNoise("discrete-laplace", 1.0, clipped_to=0), "at least 1 row"),
+        (lambda: TableNoise("discrete-laplace", 1.0, draws=1.5), "draws of noise .* got 1.5"),
+        (lambda: TableNoise("discrete-laplace", 1.0, draws=NAN), "draws of noise .* got nan"),
+        (lambda: TableNoise("discrete-laplace", 1.0, clipped_to=0), "at least 1, got 0"),
+        (lambda: TableNoise("discrete-laplace", 1.0, clipped_to=NAN), "clipped_to.* got nan"),
+        (lambda: TableNoise("discrete-laplace", "1"), "scale of noise must be in .* got '1'"),
         (lambda: TableNoise("discrete-laplace", 1.0).quantile(1.0), "chance must be in"),
         (lambda: TableNoise.from_json({"kind": "discrete-laplace"}), "a kind and a scale"),
         (lambda: TableNoise.from_json({"kind": "x", "scale": 1, "y": 2}), "a kind and a scale"),
         (lambda: table_sensitivity("row", "replacement"), "got 'row'"),
-        (lambda: table_sensitivity("client", "replacement"), "need most_rows"),
+        (lambda: TableNoise.from_json({**STORED, "draws": 1.7}), "draws of noise .* got 1.7"),
+        (lambda: TableNoise.from_json({**STORED, "scale": "x"}), "scale of noise .* got 'x'"),
+        (lambda: TableNoise.from_json({**STORED, "scale": None}), "scale of noise .* got None"),
+        (lambda: TableNoise.from_json({**STORED, "clipped_to": 2.5}), "clipped_to.* got 2.5"),
+        (lambda: table_sensitivity("client", "replacement"), "most_rows .* got None"),
         (lambda: clip_table(np.ones((1, 2, 2, 2), int), 0, np.random.default_rng(0)), "most_rows"),
         (lambda: clip_table(np.full((1, 2), 2**60), 3, np.random.default_rng(0)), "rows each"),
         (lambda: clip_table(np.ones((1, 2, 2, 2)), 3, np.random.default_rng(0)), "natural"),

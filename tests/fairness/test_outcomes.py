@@ -206,6 +206,36 @@ def test_a_rate_without_enough_rows_is_no_number() -> None:
     assert json.loads(json.dumps(stored, allow_nan=False)) == stored
 
 
+@pytest.mark.parametrize("holders", [0, 1])
+def test_a_rate_of_fewer_than_two_groups_is_missing_and_the_others_are_reported(holders) -> None:
+    tables = ONES.copy()
+    tables[:, holders:, 1] = 0  # only so many groups have rows of label 1
+    found = summarize_outcomes(tables, NAMES, SimulationRandomness(0), resamples=100)
+    whole = summarize(
+        rate_tables(tables, "selection"), NAMES, SimulationRandomness(0), resamples=100
+    )
+    assert found.true_positive is None
+    assert found.equalized_odds is None
+    assert found.demographic_parity.difference_pruned == whole.gap_pruned
+    assert found.false_positive.difference_pruned is not None
+    assert found.to_json()["true_positive"] is None
+
+
+def test_a_group_without_positives_is_left_out_where_fairlearn_says_zero() -> None:
+    metrics = pytest.importorskip("fairlearn.metrics", reason="fairlearn is not installed")
+    rows = draw_rows(9)
+    kept = (rows["groups"] != 2) | (rows["labels"] == 0)
+    cut = {name: values[kept] for name, values in rows.items()}
+    found = summarize_outcomes(tables_of(cut, 5), NAMES, SimulationRandomness(0), resamples=100)
+    rates = [group.pruned for group in found.true_positive.groups]
+    theirs = metrics.equalized_odds_difference(
+        cut["labels"], cut["pruned"], sensitive_features=cut["groups"]
+    )
+    assert rates[2] is None
+    assert found.true_positive.difference_pruned == pytest.approx(abs(rates[0] - rates[1]))
+    assert theirs == pytest.approx(max(rates[:2]))  # against the 0 of the group without positives
+
+
 def test_models_of_two_classes_are_evaluated_and_others_refused() -> None:
     torch.manual_seed(0)
     dense, pruned = nn.Linear(4, 2), nn.Linear(4, 2)
@@ -245,13 +275,7 @@ ONES = np.ones((4, 3, 2, 2, 2), dtype=np.int64) * 20
         ),
         (
             lambda: summarize_outcomes(ONES[:, :1], ["a"], SimulationRandomness(0)),
-            "needs examples in at least two groups",
-        ),
-        (
-            lambda: summarize_outcomes(
-                ONES * np.array([1, 0])[:, None, None], NAMES, SimulationRandomness(0)
-            ),
-            "examples of label 1 in at least two groups",
+            "rows of at least two groups, got only 'a'",
         ),
     ],
 )

@@ -57,6 +57,31 @@ def test_accuracies_from_counts_agree_with_fairlearn(problem) -> None:
         assert by_group.max() - by_group.min() == frame.difference()
 
 
+class Rows(nn.Module):
+    """Gives scores for other rows than it was asked for."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.new_zeros(self.rows, 3)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 210, 212])
+def test_a_model_that_returns_other_rows_than_its_inputs_is_refused(problem, rows) -> None:
+    dense, _, inputs, labels, groups = problem
+    message = f"pruned_model must return scores for each of 211 inputs, got {rows} rows"
+    with pytest.raises(FairnessError, match=message):
+        GroupTable.of(dense, Rows(rows), inputs, labels, groups)
+
+
+def test_models_of_different_classes_are_refused(problem) -> None:
+    dense, _, inputs, labels, groups = problem
+    with pytest.raises(FairnessError, match="pruned_model must tell 3 classes apart, got 4"):
+        GroupTable.of(dense, nn.Linear(5, 4), inputs, labels, groups)
+
+
 def test_the_models_keep_their_mode_and_their_running_statistics(problem) -> None:
     dense, pruned, inputs, labels, groups = problem
     dense.train()
@@ -172,8 +197,12 @@ def test_codes_with_gaps_ask_for_no_memory(code: int) -> None:
 def test_numbers_that_are_no_numbers_of_groups_are_refused() -> None:
     with pytest.raises(FairnessError, match="codes below 2\\^63"):
         GroupTable.from_correct([True], [True], np.array([2**63 + 1], dtype=np.uint64))
-    with pytest.raises(FairnessError, match=r"num_groups must be a whole number, got 2\.5"):
+    with pytest.raises(FairnessError, match=r"num_groups must be a whole number .* got 2\.5"):
         GroupTable.from_correct([True], [True], [0], 2.5)
+    with pytest.raises(FairnessError, match="num_groups must be a whole number of at least 1"):
+        GroupTable.from_correct([True], [True], [0], 0)
+    with pytest.raises(FairnessError, match="every group code must be at least 0, got -1"):
+        GroupTable.from_correct([True], [True], [-1])
 
 
 def test_counts_may_be_nested_lists() -> None:

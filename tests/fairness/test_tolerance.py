@@ -116,7 +116,7 @@ TABLES = draw_tables(0, (0.02, 0.02, 0.02))
         (lambda: ask(TABLES, tolerance=-0.1), "tolerance must be in"),
         (lambda: ask(TABLES, tolerance=float("nan")), "tolerance must be in"),
         (lambda: ask(TABLES, confidence=0.4), "confidence must be in"),
-        (lambda: ask(TABLES, resamples=10), "resamples must be at least"),
+        (lambda: ask(TABLES, resamples=10), "resamples must be a whole number of at least"),
         (lambda: ask(TABLES, pair=(0, 0)), "pair must be two"),
         (lambda: ask(TABLES, pair=(0, 7)), "pair must be two"),
         (lambda: ask(TABLES[:1] * 0 + 2), "2 to 64 groups with rows enough, got 0"),
