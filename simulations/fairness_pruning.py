@@ -149,7 +149,7 @@ class Told:
             )
             if not same:
                 raise SystemExit(f"{options.out} holds results of other settings: move it away")
-            rows, known["seconds"] = before["rows"], before["seconds"]
+            rows, known["seconds"] = rounded(before["rows"]), before["seconds"]
         return cls(options.out, known, rows)
 
     def has(self, dataset: str, seed: int) -> bool:
@@ -158,7 +158,7 @@ class Told:
 
     def add(self, rows: list[dict[str, Any]], seconds: float) -> None:
         """Write a finished seed; the file is replaced at once."""
-        self.rows += rows
+        self.rows += [rounded(row) for row in rows]
         self._known["seconds"] = round(self._known["seconds"] + seconds, 1)
         self.write()
 
@@ -170,6 +170,15 @@ class Told:
         new = self._path.with_suffix(".new")
         new.write_text(f'{whole[:-2]},\n "rows": [\n{rows}\n]}}\n', encoding="utf-8")
         new.replace(self._path)
+
+
+def rounded(value: Any) -> Any:
+    """Figures to six decimals, however deep they lie."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(inner) for inner in value]
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def described(options: argparse.Namespace, chosen: Sequence[Settings]) -> dict[str, Any]:

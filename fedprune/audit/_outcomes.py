@@ -127,7 +127,9 @@ def _rates_table(outcomes: Json, positive: str) -> Table:
 
 
 def _rate_cells(group: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    if not group or group.get("too_small"):
+    if not group:  # fewer than two groups have such rows: the rate is not compared
+        return ("–", "–", "–", "–")
+    if group.get("too_small"):
         return ("few", "too small", "too small", "–")
     return (
         say.count(group.get("rows")),
