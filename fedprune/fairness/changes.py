@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from scipy import stats
 
 from fedprune.fairness.counting import Counts
 from fedprune.fairness.intervals import Interval, expanded_tail, unseen_share
-from fedprune.fairness.rare import Share, Shares, net_change
+from fedprune.fairness.rare import Shares, net_change
 from fedprune.fairness.sample import Part, Sample, accuracies
 
 Floats = NDArray[np.float64]
@@ -76,49 +76,80 @@ class Change:
 def overall_change(sample: Sample) -> Change:
     """Pruned minus dense accuracy over all rows."""
     every = sample.of_all()
+    draws, noise = _pruned_minus_dense(every.draws), len(sample.total) * sample.noise_variance
     return Change(
         value=float(_pruned_minus_dense(every.cells)),
-        draws=_pruned_minus_dense(every.draws),
+        draws=draws,
         independent=every.independent,
         allowance=_allowance(every),
         limit=1.0,
-        shares=Shares(_net_change(every, 1.0), every.noise_variance),
+        shares=_shares([(every, 1.0)], draws, every.independent, noise),
     )
 
 
 def excess_loss(sample: Sample, code: int) -> Change:
     """psi_g = (A_g dense - A_g pruned) - (A dense - A pruned)."""
     own, every = sample.of_group(code), sample.of_all()
-    draws = _pruned_minus_dense(every.draws) - _pruned_minus_dense(own.draws)
+    draws = _finite(_pruned_minus_dense(every.draws) - _pruned_minus_dense(own.draws))
     # psi_g = others * (their change - the group's)
     others = 1 - float(own.cells.sum() / every.cells.sum())
-    parts = (*_net_change(own, -others), *_net_change(sample.of_others(code), others))
+    parts = [(own, -others), (sample.of_others(code), others)]
     return Change(
         value=float(_pruned_minus_dense(every.cells) - _pruned_minus_dense(own.cells)),
-        draws=draws[np.isfinite(draws)],
+        draws=draws,
         independent=own.independent,
         allowance=_allowance(own),
         limit=2.0,
-        shares=Shares(parts, sample.noise_variance),
+        shares=_shares(parts, draws, own.independent, sample.noise_variance),
     )
 
 
 def difference_change(sample: Sample, best: int, worst: int) -> Change:
     """Change, dense to pruned, of the accuracy of `best` minus that of `worst`."""
     one, other = sample.of_group(best), sample.of_group(worst)
-    draws = _pruned_minus_dense(one.draws) - _pruned_minus_dense(other.draws)
+    draws = _finite(_pruned_minus_dense(one.draws) - _pruned_minus_dense(other.draws))
+    independent = min(one.independent, other.independent)
     return Change(
         value=float(_pruned_minus_dense(one.cells) - _pruned_minus_dense(other.cells)),
-        draws=draws[np.isfinite(draws)],
-        independent=min(one.independent, other.independent),
+        draws=draws,
+        independent=independent,
         allowance=_allowance(one) + _allowance(other),
         limit=2.0,
-        shares=Shares((*_net_change(one, 1.0), *_net_change(other, -1.0)), sample.noise_variance),
+        shares=_shares([(one, 1.0), (other, -1.0)], draws, independent, sample.noise_variance),
     )
 
 
-def _net_change(part: Part, weight: float) -> tuple[Share, ...]:
-    return net_change(part.cells, weight, part.effective()) if part.cells.sum() > 0 else ()
+def _shares(
+    parts: list[tuple[Part, float]], draws: Floats, independent: int, noise_variance: float
+) -> Shares:
+    """Weighted changes of parts, whose rows count as fewer where clients were resampled.
+
+    Rows of a client change alike, and those of its groups together: one factor, the variance over
+    the resamples by that of independent rows (Korn & Graubard 1998), knows of both.
+    """
+    held = [(part, weight) for part, weight in parts if part.cells.sum() > 0]
+    plain = tuple(share for part, weight in held for share in net_change(part.cells, weight))
+    found, sample = Shares(plain, noise_variance), parts[0][0].sample
+    if not sample.whole_clients:
+        return found
+    binomial = found.binomial_variance()
+    if binomial == 0:
+        return replace(
+            found,
+            parts=tuple(
+                share
+                for part, weight in held
+                for share in net_change(part.cells, weight, part.seen())
+            ),
+        )
+    variance = float(draws.var()) * independent / (independent - 1) - found.variance_of_noise()
+    tail = (1 - sample.confidence) / 2
+    student = float(stats.t.isf(tail, independent - 1) / stats.norm.isf(tail))
+    return found.with_effect(max(1.0, variance / binomial * student**2))
+
+
+def _finite(draws: Floats) -> Floats:
+    return draws[np.isfinite(draws)]
 
 
 def _pruned_minus_dense(counts: Counts | Floats) -> Floats:

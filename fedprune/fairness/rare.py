@@ -8,15 +8,16 @@ P[at most 1 | 4] = 0.09), yet no percentile of resamples reaches it.
 Wilson's interval of a single share does not suffer from this. A difference of several shares of
 disjoint rows has an interval too: the distances of Wilson's limits from the shares, added in
 squares (the method of variance estimates recovery, Zou & Donner 2008; Newcombe 1998). Changes that
-come by clients count as fewer rows than they are (the effective number, Korn & Graubard 1998), for
-two clients that lost all say little of how many clients do. It is used as the least width that an
-interval may have. Where changes are many it agrees with the resamples.
+come by clients count as fewer rows than they are, for two clients that lost all say little of how
+many clients do: as many that their binomial variance is that of the resamples (the effective
+number, Korn & Graubard 1998). It is used as the least width that an interval may have. Where
+changes are many it agrees with the resamples.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import optimize, stats
@@ -62,9 +63,12 @@ class Shares:
 
     def reach(self, deviations: float, *, upward: bool) -> float:
         """How far the sum may be off in one direction, at so many standard deviations."""
-        noise = self.noise_variance * sum((one.weight / one.rows) ** 2 for one in self.parts)
         squares = sum(one.distance(deviations, upward) ** 2 for one in self.parts)
-        return math.sqrt(squares + noise * deviations**2)
+        return math.sqrt(squares + self.variance_of_noise() * deviations**2)
+
+    def variance_of_noise(self) -> float:
+        """What noise in the counts adds to the variance of the sum."""
+        return self.noise_variance * sum((one.weight / one.rows) ** 2 for one in self.parts)
 
     def tail(self, distance: float, *, upward: bool) -> float:
         """One-sided p-value of the sum being off by `distance` or more."""
@@ -77,20 +81,23 @@ class Shares:
         )
         return float(stats.norm.sf(found))
 
+    def binomial_variance(self) -> float:
+        """Variance of the sum, were all rows independent."""
+        return sum(
+            one.weight**2 * (one.count / one.rows) * (1 - one.count / one.rows) / one.rows
+            for one in self.parts
+        )
 
-def net_change(
-    cells: Counts, weight: float, effective: tuple[float, float] | None = None
-) -> tuple[Share, ...]:
-    """Weighted shares whose sum is pruned minus dense accuracy of [2, 2] counts, if they count.
+    def with_effect(self, effect: float) -> Shares:
+        """Let every row count as 1 / `effect` independent ones."""
+        parts = tuple(replace(one, effective=one.rows / effect) for one in self.parts)
+        return replace(self, parts=parts)
 
-    Args:
-        cells: counts by dense and pruned correctness.
-        weight: of the difference.
-        effective: independent rows that would say as much of the rows gained, and of those lost.
-    """
+
+def net_change(cells: Counts, weight: float, effective: float | None = None) -> tuple[Share, ...]:
+    """Weighted shares whose sum is pruned minus dense accuracy of [2, 2] counts, if they count."""
     rows = float(cells.sum())
     if rows <= 0:
         return ()
     gained, lost = (float(np.clip(count, 0, rows)) for count in (cells[0, 1], cells[1, 0]))
-    behind = effective or (rows, rows)
-    return Share(weight, gained, rows, behind[0]), Share(-weight, lost, rows, behind[1])
+    return Share(weight, gained, rows, effective), Share(-weight, lost, rows, effective)

@@ -75,7 +75,6 @@ class Sample:
             self.totals[:, code],
             int(self.holders[code]),
             self.independent(code),
-            self.noise_variance,
         )
 
     def of_all(self) -> Part:
@@ -86,18 +85,13 @@ class Sample:
             self.totals.sum(axis=1),
             self.clients,
             self.independent_overall(),
-            len(self.total) * self.noise_variance,
         )
 
     def of_others(self, code: int) -> Part:
         """Give the rows of all groups but one."""
+        own, every = self.of_group(code), self.of_all()
         return Part(
-            self,
-            self.total.sum(axis=0) - self.total[code],
-            self.totals.sum(axis=1) - self.totals[:, code],
-            self.clients,
-            self.independent_overall(),
-            (len(self.total) - 1) * self.noise_variance,
+            self, every.cells - own.cells, every.draws - own.draws, every.holders, every.independent
         )
 
     def shares(self, counts: Counts) -> tuple[Floats, Floats]:
@@ -116,7 +110,6 @@ class Part:
         draws: [resamples, 2, 2] the counts of every resample.
         holders: clients that have such rows.
         independent: draws behind them, as `Sample.independent`.
-        noise_variance: of every cell.
     """
 
     sample: Sample
@@ -124,7 +117,6 @@ class Part:
     draws: Floats
     holders: int
     independent: int
-    noise_variance: float
 
     def seen(self) -> int:
         """Draws that could have shown a change that no row shows.
@@ -139,37 +131,10 @@ class Part:
         if not self.sample.whole_clients:
             return int(rows)
         share = float(np.clip(self.cells[1].sum() / rows, 0.0, 1.0))
-        variance = float(np.nanvar(accuracies(self.draws)[0])) * self._freedom()
+        freedom = self.independent / (self.independent - 1)
+        variance = float(np.nanvar(accuracies(self.draws)[0])) * freedom
         alike = share * (1 - share) / variance if variance > 0 else 0.0
         return max(self.holders, int(min(rows, alike)))
-
-    def effective(self) -> tuple[float, float]:
-        """Independent rows that would say as much of the rows gained, and of those lost.
-
-        All rows; or where clients were resampled, the number whose binomial variance is that of
-        the share over the resamples, reduced for the degrees of freedom (Korn and Graubard 1998),
-        and `seen` where there is none to resample.
-        """
-        rows = float(self.cells.sum())
-        if not self.sample.whole_clients:
-            return rows, rows
-        return self._effective(0, 1), self._effective(1, 0)
-
-    def _effective(self, dense: int, pruned: int) -> float:
-        rows = float(self.cells.sum())
-        share = float(self.cells[dense, pruned]) / rows
-        if not 0 < share < 1:
-            return float(self.seen())
-        with np.errstate(invalid="ignore", divide="ignore"):
-            drawn = self.draws[:, dense, pruned] / self.draws.sum(axis=(1, 2))
-        variance = float(np.nanvar(drawn)) * self._freedom() - self.noise_variance / rows**2
-        tail = (1 - self.sample.confidence) / 2
-        student = float(stats.norm.isf(tail) / stats.t.isf(tail, self.independent - 1))
-        spread = share * (1 - share)
-        return min(rows, spread / variance if variance > 0 else rows) * student**2
-
-    def _freedom(self) -> float:
-        return self.independent / (self.independent - 1)
 
 
 def draw_sample(

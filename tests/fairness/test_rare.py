@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedprune.fairness import gap_test, summarize, wilson
-from fedprune.fairness.changes import Change
+from fedprune.fairness.changes import Change, difference_change
 from fedprune.fairness.rare import Share, Shares, net_change
 from fedprune.fairness.sample import draw_sample
 from fedprune.randomness import SimulationRandomness
@@ -110,18 +110,36 @@ def losing(hit: np.ndarray, rows: int, lost: int) -> np.ndarray:
 def test_clients_that_lose_everything_or_nothing_count_once_each() -> None:
     hit = np.arange(40) % 10 == 0
     sample = draw_sample(losing(hit, 50, 45), 30, 0.95, 4000, SimulationRandomness(0))
-    gained, lost = sample.of_group(1).effective()
-    share = 4 * 45 / (40 * 50)
+    rows, share = 40 * 50, 4 * 45 / (40 * 50)
     alike = share * (1 - share) / (0.9**2 * 0.1 * 0.9 / 40)  # p (1 - p) over the variance
     student = stats.norm.isf(0.025) / stats.t.isf(0.025, 39)
-    assert lost == pytest.approx(alike * student**2, rel=0.1)
-    assert gained == sample.of_group(1).seen()  # none was: nothing to resample
+    shares = difference_change(sample, 0, 1).shares.parts
+    assert [one.count for one in shares] == [0, 0, 0, 4 * 45]
+    for one in shares:
+        assert one.rows == rows
+        assert one.effective == pytest.approx(alike * student**2, rel=0.1)
+
+
+def test_what_clients_have_in_common_does_not_widen_a_difference_of_groups() -> None:
+    """Groups that every client changes alike differ by little, however much the clients differ."""
+    generator = np.random.default_rng(3)
+    tables = np.zeros((60, 2, 2, 2), dtype=np.int64)
+    lost = generator.integers(0, 40, 60)
+    tables[:, :, 1, 0] = lost[:, None]
+    tables[:, :, 1, 1] = 50 - tables[:, :, 1, 0]
+    change = summary(tables)
+    wide = change.accuracy.change_interval
+    assert wide.high - wide.low > 0.1  # clients differ
+    rows = 2 * 60 * 50
+    independent = np.sqrt(2 * 0.4 * 0.6 / (rows / 2))
+    close = change.pair.interval
+    assert close.high - close.low < 1.2 * 2 * 1.96 * independent
 
 
 def test_changes_of_few_clients_are_within_the_intervals_and_pass_no_test_too_often() -> None:
     generator, truth = np.random.default_rng(2), 0.1 * 15 / 50
     inside, passed = [], []
-    for trial in range(250):
+    for trial in range(150):
         tables = losing(generator.random(40) < 0.1, 50, 15)
         interval = summary(tables).pair.interval
         inside.append(interval.low <= truth <= interval.high)
