@@ -125,12 +125,13 @@ def _shares(
     """Weighted changes of parts, whose rows count as fewer where clients were resampled.
 
     Rows of a client change alike, and those of its groups together: one factor, the variance over
-    the resamples by that of independent rows (Korn & Graubard 1998), knows of both.
+    the resamples by that of independent rows (Korn & Graubard 1998), knows of both. Noise in the
+    counts would hide it, and is wider than what few rows leave open.
     """
     held = [(part, weight) for part, weight in parts if part.cells.sum() > 0]
     plain = tuple(share for part, weight in held for share in net_change(part.cells, weight))
     found, sample = Shares(plain, noise_variance), parts[0][0].sample
-    if not sample.whole_clients:
+    if not sample.whole_clients or sample.noise is not None:
         return found
     binomial = found.binomial_variance()
     if binomial == 0:
@@ -142,10 +143,8 @@ def _shares(
                 for share in net_change(part.cells, weight, part.seen())
             ),
         )
-    variance = float(draws.var()) * independent / (independent - 1) - found.variance_of_noise()
-    tail = (1 - sample.confidence) / 2
-    student = float(stats.t.isf(tail, independent - 1) / stats.norm.isf(tail))
-    return found.with_effect(max(1.0, variance / binomial * student**2))
+    variance = float(draws.var()) * independent / (independent - 1)
+    return found.with_effect(max(1.0, variance / binomial))
 
 
 def _finite(draws: Floats) -> Floats:
