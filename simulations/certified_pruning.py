@@ -16,8 +16,7 @@ seeds 2 to 6.
     python simulations/certified_pruning.py --small --out OUT.json
     python simulations/certified_pruning.py --seed 2 --out OUT.json
     python simulations/certified_pruning.py --model lenet --out OUT.json
-    python simulations/certified_pruning.py --seed 2 --seeds 2 --model lenet --side 28 \\
-        --train-radius 1 --out OUT.json
+    python simulations/certified_pruning.py --small --seed 2 --model lenet --side 28 --out OUT.json
     python simulations/certified_pruning.py --remove units --keep 0.5 --out OUT.json
 """
 
