@@ -43,7 +43,7 @@ def describe_method(
         f"{100 * sample.confidence:g} % intervals of differences: {resamples:,} paired bootstrap "
         f"resamples of {_resampled(sample)}; expanded percentiles (Hesterberg 2015), never "
         "narrower than Wilson's limits for the rows that changed"
-        f"{_effective(sample)}, added in squares "
+        f"{'' if sample.noise is not None else _effective(sample)}, added in squares "
         "(Zou & Donner 2008).",
         f"Intervals of accuracies: Wilson's{_effective(sample)}.",
         f"{tests[0].upper()}{tests[1:]}.",
