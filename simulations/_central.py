@@ -95,17 +95,21 @@ class Views:
         turned = self._mirrored[views, places][:, None, None, None]
         return self._scaling.apply(torch.where(turned, images.flip(3), images))
 
-    @torch.inference_mode()
-    def ask(self, teacher: nn.Module, view: int, precision: Any) -> Tensor:
+    def ask(self, teacher: nn.Module, view: int, precision: Any, threads: int = 1) -> Tensor:
         """Logits of a teacher for all images in one view, [images, classes]."""
         device = next(teacher.parameters()).device
-        found = []
-        for places in torch.arange(len(self)).split(250):
+        at_once = threads if device.type == "cpu" else 1
+
+        @torch.inference_mode()
+        def answers(places: Tensor) -> Tensor:
             inputs = self.inputs(places, torch.full_like(places, view)).to(device)
             with precision():
                 logits = teacher(inputs.contiguous(memory_format=torch.channels_last))
-            found.append(logits.float().cpu())
-        return torch.cat(found)
+            return logits.float().cpu()
+
+        each = 1 if device.type == "cpu" else 4
+        with ThreadPoolExecutor(at_once, None, torch.set_num_threads, (each,)) as pool:
+            return torch.cat(list(pool.map(answers, torch.arange(len(self)).split(250))))
 
     def plain_batches(self, size: int, random: np.random.Generator) -> Iterator[Tensor]:
         """Inputs of one pass in random order, unmixed, each in its first view; whole batches."""

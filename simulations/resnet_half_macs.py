@@ -116,7 +116,7 @@ class Study:
         for view in range(self.train.count):
             path = self.work / f"teacher-{view}.safetensors"
             if not path.exists():
-                logits = self.train.ask(told.average, view, told.precision)
+                logits = self.train.ask(told.average, view, told.precision, options.threads)
                 save_file({"logits": logits.contiguous()}, path.with_suffix(".new"))
                 os.replace(path.with_suffix(".new"), path)
                 print(f"teacher: view {view + 1} of {self.train.count}", flush=True)
