@@ -25,7 +25,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackError, eigsh
 
 from fedprune.robustness.rounding import (
     EPSILON,
@@ -46,6 +45,15 @@ MAX_SVD_WORK = 2e7
 
 MAX_SVD_SIDE = 64
 """Shorter side up to which a stack of any length is left to the SVD."""
+
+MAX_LANCZOS = 160
+"""Steps of an estimate at most."""
+
+CHECKED = 8
+"""Steps of an estimate between two looks at its residual."""
+
+RESIDUAL = 1e-4
+"""Relative residual of a Ritz value at which an estimate ends: its error is the square of it."""
 
 ENTRY_ERROR = 16 * EPSILON
 """Relative error allowed in every weight: folding and input scaling round a few times."""
@@ -157,23 +165,38 @@ def _largest_eigenvalue(gram: Matrices) -> float:
     """Estimate it; nothing depends on how well."""
     if len(gram) <= MAX_SVD_SIDE:
         return float(np.linalg.eigvalsh(gram)[-1])
-    start = np.random.default_rng(0).standard_normal(len(gram)).astype(gram.dtype)
-    try:
-        found = eigsh(gram, 1, which="LA", v0=start, tol=1e-6, return_eigenvectors=False)
-    except ArpackError:
-        return float(np.linalg.norm(gram))
-    return float(found[0])
+    return float(leading_vectors(gram[None], MAX_LANCZOS)[0][0])
 
 
-def eigenvalue_bound(grams: Matrices, floor: float = 0.0, ceiling: float = math.inf) -> float:
+def eigenvalue_bound(grams: Matrices, floor: float = 0.0) -> float:
     """Bound the largest eigenvalue over a stack of Hermitian matrices: [count, n, n].
-
-    The largest is estimated; every matrix that has a factorisation with a shift just above it is
-    bounded, and only those that have none raise the shift.
 
     Args:
         grams: positive semidefinite but for rounding, taken as exact (the lower triangles are).
         floor: a bound met elsewhere; matrices below it are not refined and it may be the result.
+
+    Raises:
+        numpy.linalg.LinAlgError: if no estimate leads to factorisations.
+    """
+    return shift_bound(least_shift(grams, floor), grams.shape[1])
+
+
+def shift_bound(shift: float, side: int) -> float:
+    """Bound the eigenvalues of all n x n matrices that `least_shift` gave this for."""
+    if side == 1:
+        return shift
+    return up(up(shift * (1 + 8 * side * (side + 8) * EPSILON)) + TINY)
+
+
+def least_shift(grams: Matrices, floor: float = 0.0, ceiling: float = math.inf) -> float:
+    """Raise `floor` as little as needed for shift I - gram to have a factor, for all of a stack.
+
+    The largest eigenvalue is estimated; every matrix that has a factorisation with a shift just
+    above it is bounded, and only those that have none raise the shift.
+
+    Args:
+        grams: as for `eigenvalue_bound`.
+        floor: where to begin; with a good guess each matrix is factorised once.
         ceiling: inf is returned as soon as the result is seen to be above it.
 
     Raises:
@@ -181,28 +204,38 @@ def eigenvalue_bound(grams: Matrices, floor: float = 0.0, ceiling: float = math.
     """
     count, side, _ = grams.shape
     if side == 1:
-        return max(floor, float(grams.real.max()))
+        shift = max(floor, float(grams.real.max()))
+        return shift if shift <= ceiling else math.inf
     if floor > ceiling:
         return math.inf
-    left, square = torch.from_numpy(grams), floor
-    tolerance = 1e-10 if side <= MAX_SVD_SIDE else 2e-6
+    left, shift = torch.from_numpy(grams), floor
+    tolerance = estimate_error(side)
     for rounds in range(count + 16):
-        if square > 0:
-            left = left[~_have_factors(left, square)]
+        if shift > 0:
+            left = left[~_have_factors(left, shift)]
         if len(left) == 0:
-            return up(up(square * (1 + 8 * side * (side + 8) * EPSILON)) + TINY)
-        rough = _rough_eigenvalues(left, 4 + 2 * rounds)
-        wanted = 1 if ceiling == math.inf else min(3, len(left))  # more may end it at once
-        tops = torch.topk(rough, wanted).indices.tolist()
-        estimate = max(_largest_eigenvalue(left[top].numpy()) for top in tops)
+            return shift
+        estimate = largest_estimate(left.numpy(), 4 + 2 * rounds, 1)
         if estimate * (1 + tolerance) >= ceiling:
             return math.inf
-        if estimate * (1 + tolerance) <= square:  # it should have had a factor
-            tolerance = max(8 * tolerance, square / max(estimate, TINY) - 1 + tolerance)
+        if estimate * (1 + tolerance) <= shift:  # it should have had a factor
+            tolerance = max(8 * tolerance, shift / max(estimate, TINY) - 1 + tolerance)
             if tolerance > 1:
                 break
-        square = max(square, estimate * (1 + tolerance), TINY)
+        shift = max(shift, estimate * (1 + tolerance), TINY)
     raise np.linalg.LinAlgError("no shift makes the matrices definite")
+
+
+def estimate_error(side: int) -> float:
+    """By how much an estimate of the largest eigenvalue is first raised, relatively."""
+    return 1e-10 if side <= MAX_SVD_SIDE else 2e-6
+
+
+def largest_estimate(grams: Matrices, iterations: int, wanted: int) -> float:
+    """Estimate the largest eigenvalue over a stack from the few that power iteration names."""
+    if len(grams) > wanted:
+        grams = grams[np.argsort(leading_vectors(grams, iterations)[0])[-wanted:]]
+    return max(_largest_eigenvalue(gram) for gram in grams)
 
 
 def _have_factors(grams: torch.Tensor, square: float) -> torch.Tensor:
@@ -215,15 +248,43 @@ def _have_factors(grams: torch.Tensor, square: float) -> torch.Tensor:
     return found
 
 
-def _rough_eigenvalues(grams: torch.Tensor, iterations: int) -> torch.Tensor:
-    """Estimate the largest eigenvalues from below by power iteration: [count]."""
-    start = np.random.default_rng(0).standard_normal((1, grams.shape[1], 1))
-    vectors = torch.from_numpy(start).to(grams.dtype).expand(len(grams), -1, -1)
-    for _ in range(iterations):
-        norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-        vectors = grams @ (vectors / norms.clamp_min(1e-300))
-    found: torch.Tensor = torch.linalg.vector_norm(vectors, dim=1)[:, 0]
-    return found
+def leading_vectors(grams: Matrices, most: int) -> tuple[Floats, Matrices]:
+    """Estimate largest eigenvalues, never from above but for rounding, and their vectors.
+
+    Lanczos iteration with all vectors kept orthogonal; a Ritz value is off by no more than the
+    square of its residual over the gap to the next eigenvalue (Parlett, "The Symmetric Eigenvalue
+    Problem", section 11.7).
+
+    Args:
+        grams: [count, n, n], positive semidefinite but for rounding.
+        most: steps at most; fewer are made if all residuals are small before.
+
+    Returns:
+        The estimates [count] and unit vectors [count, n].
+    """
+    count, side, _ = grams.shape
+    most = min(most, side)
+    basis = np.zeros((count, most, side), dtype=grams.dtype)
+    projected = np.zeros((count, most, most))
+    image = np.random.default_rng(0).standard_normal((1, side, 1)).astype(grams.dtype)
+    lengths = np.linalg.norm(image, axis=1, keepdims=True)
+    for step in range(most):
+        basis[:, step] = (image / np.maximum(lengths, TINY))[:, :, 0]
+        known = basis[:, : step + 1].swapaxes(1, 2)
+        turned = known.conj().swapaxes(1, 2)
+        image = grams @ known[:, :, -1:]
+        overlaps = turned @ image
+        projected[:, step, step] = overlaps[:, -1, 0].real
+        image -= known @ overlaps
+        image -= known @ (turned @ image)  # once leaves rounding behind
+        lengths = np.linalg.norm(image, axis=1, keepdims=True)
+        if step + 1 == most or step % CHECKED == CHECKED - 1:
+            values, vectors = np.linalg.eigh(projected[:, : step + 1, : step + 1])
+            residuals = lengths[:, 0, 0] * np.abs(vectors[:, -1, -1])
+            if step + 1 == most or (residuals <= RESIDUAL * np.abs(values[:, -1])).all():
+                break
+        projected[:, step + 1, step] = projected[:, step, step + 1] = lengths[:, 0, 0]
+    return values[:, -1], (known @ vectors[:, :, -1:])[:, :, 0]
 
 
 def gram_bound(

@@ -10,9 +10,10 @@ frequency w, where B_s [out, in * remainders] holds the weights of the taps whos
 The torus may be twisted. If D multiplies position x by exp(i t.x), then D* T D is the zero-padded
 convolution T with its taps turned by exp(i t.step): it has the same norm, and its blocks are
 A(w + t). So the largest block over the frequencies (2 pi k + pi b) / size is a bound for every b;
-b is 0 or 1 on each axis, and the smallest of these bounds is taken. A smooth kernel has its largest
-block at w = 0, which b = 1 steps around: for the symmetric tridiagonal operators the bound then is
-the norm itself, 1 + 2 cos(pi / (n + 1)) for [1, 1, 1], where the plain torus says 3.
+b is 0 or 1 on each axis, and the smallest of these bounds is looked for. A smooth kernel has its
+largest block at w = 0, which b = 1 steps around: for the symmetric tridiagonal operators the bound
+then is the norm itself, 1 + 2 cos(pi / (n + 1)) for [1, 1, 1], where the plain torus says 3.
+Estimates, which cost little, say which b to certify; only its blocks are factorised.
 
 Only the largest eigenvalue of the Gram matrices A(w) A(w)* is needed. These are trigonometric
 polynomials in w themselves, so the products B_s B_t^T are summed once by difference s - t, and a
@@ -53,15 +54,22 @@ from fedprune.robustness.spectral import (
     ENTRY_ERROR,
     Matrices,
     Norm,
-    eigenvalue_bound,
+    estimate_error,
     gram_bound,
+    largest_estimate,
+    leading_vectors,
+    least_shift,
+    shift_bound,
 )
 
 CHUNK_ENTRIES = 2_000_000
 """Complex entries of Fourier blocks held at a time (32 MB)."""
 
-MAX_TWISTED_SIZE = 48
-"""Points of a torus axis up to which both twists are tried; above, the gain is below 0.2 %."""
+PEAKS = 8
+"""Largest blocks of a coarse grid, near which the largest of every twist are looked for."""
+
+COARSE = 16
+"""Points of a coarse grid's axis at least, and four times the steps of the kernel along it."""
 
 
 def torus_norm(weight: Floats, geometry: Geometry, torus: tuple[int, ...] | None = None) -> Norm:
@@ -78,12 +86,9 @@ def torus_norm(weight: Floats, geometry: Geometry, torus: tuple[int, ...] | None
     exponent = power_of_two(np.abs(weight))  # so that no square overflows or vanishes
     steps = Steps.of(np.ldexp(weight, -exponent), geometry)
     sizes = torus or tuple(axis.torus for axis in geometry.axes)
-    twists = [(0,) * len(sizes)] if torus else steps.twists(sizes)
     largest = steps.absolute_norm
     try:
-        square = math.inf
-        for twist in twists:
-            square = min(square, _largest_square(steps, sizes, twist, square))
+        square = _least_square(steps, sizes, [(0,) * len(sizes)] if torus else steps.twists)
         terms = max(steps.parts.shape[2:]) * len(steps.shifts) + len(steps.shifts) ** 2 + 128
         error = up(4 * terms * EPSILON * up(largest * largest))
         norm, method = sqrt_up(up(square + error)), "torus cholesky"
@@ -93,16 +98,73 @@ def torus_norm(weight: Floats, geometry: Geometry, torus: tuple[int, ...] | None
     return Norm(up(times_power(up(norm + slack), exponent)) + TINY, method)
 
 
-def _largest_square(
-    steps: Steps, sizes: tuple[int, ...], twist: tuple[int, ...], ceiling: float
-) -> float:
-    """Bound the largest eigenvalue of all Gram matrices of a torus; inf if above `ceiling`."""
-    square = 0.0
-    for grams in steps.grams(steps.frequencies(sizes, twist)):
-        square = eigenvalue_bound(grams, square, ceiling)
-        if square > ceiling:
-            return math.inf
+def _least_square(steps: Steps, sizes: tuple[int, ...], twists: list[tuple[int, ...]]) -> float:
+    """Bound the largest eigenvalue of all Gram matrices of the twist where it is least.
+
+    Twists come in the order of their estimates, so that one is usually enough.
+    """
+    side = min(steps.parts.shape[2:])
+    images = _peak_images(steps, sizes)
+    grids = {twist: steps.frequencies(sizes, twist) for twist in twists}
+    estimates = {twist: _estimate(steps, grid, images) for twist, grid in grids.items()}
+    square = math.inf
+    for twist, estimate in sorted(estimates.items(), key=lambda one: one[1]):
+        shift = estimate * (1 + estimate_error(side))
+        for grams in steps.grams(grids[twist]):
+            shift = least_shift(grams, shift, square)
+            if math.isinf(shift):
+                break
+        square = min(square, shift_bound(shift, side))
     return square
+
+
+def _peak_images(steps: Steps, sizes: tuple[int, ...]) -> NDArray[np.complex128]:
+    """Images [steps, peaks, longer side] of the leading vectors of blocks that are large.
+
+    The blocks of a coarse grid are looked at. A vector v that leads at one frequency nearly leads
+    at those around, where its Rayleigh quotient |A(w)* v|^2 = |sum_s exp(-i w.s) B_s^T v|^2 costs
+    next to nothing.
+    """
+    spans = np.ptp(steps.shifts, axis=0)
+    lines = [
+        2 * np.arange(0, size, max(1, size // max(COARSE, 4 * int(span))) if span else size)
+        for size, span in zip(sizes, spans, strict=True)
+    ]
+    lines[-1] = lines[-1][lines[-1] <= sizes[-1]]  # the others are their conjugates
+    numbers = np.stack([line.ravel() for line in np.meshgrid(*lines, indexing="ij")], axis=1)
+    doubled, groups = tuple(2 * size for size in sizes), steps.parts.shape[1]
+    stacks = steps.grams(Frequencies(numbers, doubled))
+    rough = np.concatenate([leading_vectors(grams, 8)[0] for grams in stacks])
+    tops = np.argsort(rough)[-PEAKS:]
+    grid = Frequencies(numbers[tops // groups], doubled)
+    owners = np.repeat(tops, groups) % groups == np.tile(np.arange(groups), len(tops))
+    chosen, done = [], 0
+    for grams in steps.grams(grid):
+        chosen.append(leading_vectors(grams[owners[done : done + len(grams)]], 32)[1])
+        done += len(grams)
+    vectors = np.concatenate(chosen)
+    images: NDArray[np.complex128] = np.stack(
+        [
+            np.tensordot(vector, steps.wide_parts[:, top % groups], (0, 1))
+            for top, vector in zip(tops, vectors, strict=True)
+        ],
+        axis=1,
+    )
+    return images
+
+
+def _estimate(steps: Steps, grid: Frequencies, images: NDArray[np.complex128]) -> float:
+    """Estimate the largest eigenvalue on a grid, never from above but for rounding.
+
+    A peak that is missed costs time, since some block finds no factor later, but no rigour.
+    """
+    quotients = []
+    for cosines, sines in _phases(grid, steps.shifts, images[0].size):
+        turned = np.tensordot(cosines - 1j * sines, images, 1)
+        quotients.append(np.square(np.abs(turned)).sum(axis=2).max(axis=1))
+    best = np.argsort(np.concatenate(quotients))[-3:]
+    stacks = steps.grams(Frequencies(grid.numbers[best], grid.sizes))
+    return max(largest_estimate(grams, 8, 3) for grams in stacks)
 
 
 def gram_torus_norm(
@@ -181,14 +243,17 @@ class Steps:
         """Largest Frobenius norm over the groups of sum_s |B_s|."""
         return float(norm_up(np.abs(self.parts).sum(axis=0) * (1 + 1e-12), (1, 2)).max())
 
-    def twists(self, sizes: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """List the twists worth trying; on a large torus neighbouring blocks hardly differ."""
+    @property
+    def wide_parts(self) -> Floats:
+        """The parts, or their transposes where these have the shorter side first."""
+        tall = self.parts.shape[2] > self.parts.shape[3]
+        return self.parts.swapaxes(2, 3) if tall else self.parts
+
+    @property
+    def twists(self) -> list[tuple[int, ...]]:
+        """Every twist; along an axis with one shift only they are alike."""
         spans = np.ptp(self.shifts, axis=0)
-        choices = [
-            (1, 0) if span and size <= MAX_TWISTED_SIZE else (0,)
-            for size, span in zip(sizes, spans, strict=True)
-        ]
-        return list(itertools.product(*choices))
+        return list(itertools.product(*((1, 0) if span else (0,) for span in spans)))
 
     def frequencies(self, sizes: tuple[int, ...], twist: tuple[int, ...]) -> Frequencies:
         """List the frequencies of a torus whose blocks differ in their norms.
@@ -239,9 +304,7 @@ class Steps:
 
         A difference below 0 has the transposed sum.
         """
-        parts = self.parts
-        if parts.shape[2] > parts.shape[3]:
-            parts = parts.swapaxes(2, 3)
+        parts = self.wide_parts
         later, earlier = np.tril_indices(len(parts))
         differences, index = np.unique(
             self.shifts[later] - self.shifts[earlier], axis=0, return_inverse=True

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fedprune.errors import RobustnessError
-from fedprune.robustness import lipschitz, spectral
+from fedprune.robustness import lipschitz, spectral, torus
 from fedprune.robustness.cache import NORMS, NormCache, fingerprint
 from fedprune.robustness.geometry import Axis, Geometry
 from fedprune.robustness.layer_norms import (
@@ -97,6 +97,58 @@ def test_a_twisted_torus_meets_the_norm_of_a_tridiagonal_operator(
     assert truth <= torus_norm(weight, geometry).value <= truth * (1 + 1e-9)
     sizes = tuple(axis.torus for axis in geometry.axes)
     assert torus_norm(weight, geometry, sizes).value > 1.05 * truth
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_twist_that_estimates_name_is_the_best_of_all(seed: int) -> None:
+    weight, geometry = random_kernel(np.random.default_rng(100 + seed))
+    steps = Steps.of(weight, geometry)
+    sizes = tuple(axis.torus for axis in geometry.axes)
+    least = min(
+        max(
+            np.linalg.svd(blocks, compute_uv=False).max()
+            for blocks in steps.blocks(steps.frequencies(sizes, twist))
+        )
+        for twist in steps.twists
+    )
+    assert least <= torus_norm(weight, geometry).value <= least * (1 + 1e-3)
+
+
+def test_a_torus_bound_holds_however_wrong_the_estimates_of_its_twists_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(9)
+    for share in (1e-9, 0.5, 0.99):
+        monkeypatch.setattr(torus, "largest_estimate", lambda grams, *_, s=share: s * top(grams))
+        for _ in range(4):
+            weight = rng.standard_normal((3, 2, 3, 3))
+            geometry = Geometry((Axis(9, 3, low=1, high=1),) * 2)
+            truth = np.linalg.norm(explicit_matrix(weight, geometry), 2)
+            assert truth <= torus_norm(weight, geometry).value <= 1.1 * truth
+
+
+def top(grams: np.ndarray) -> float:
+    return float(np.linalg.eigvalsh(grams)[:, -1].max())
+
+
+@pytest.mark.parametrize("side", [1, 2, 30, 90])
+@pytest.mark.parametrize("kind", [np.float64, np.complex128])
+def test_leading_vectors_are_those_of_the_whole_decomposition(side: int, kind: type) -> None:
+    rng = np.random.default_rng(side)
+    factors = rng.standard_normal((5, side, side)).astype(kind)
+    if kind is np.complex128:
+        factors += 1j * rng.standard_normal((5, side, side))
+    grams = factors @ factors.conj().swapaxes(1, 2)
+    grams[3] = 0  # nothing leads
+    grams[4] = np.outer(factors[4, 0], factors[4, 0].conj())  # one step is enough
+    values, vectors = spectral.leading_vectors(grams, 160)
+    wanted, found = np.linalg.eigh(grams)
+    np.testing.assert_allclose(values, wanted[:, -1], rtol=1e-6, atol=1e-9)
+    assert (values <= wanted[:, -1] * (1 + 1e-12) + 1e-9).all()
+    overlaps = np.abs((vectors.conj() * found[:, :, -1]).sum(axis=1))
+    np.testing.assert_allclose(overlaps[[0, 1, 2, 4]], 1, rtol=1e-3)
+    few = spectral.leading_vectors(grams, 3)[0]
+    assert (few <= values * (1 + 1e-9) + 1e-9).all()
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e200])
