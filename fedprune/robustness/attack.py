@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from fedprune.errors import RobustnessError
 from fedprune.randomness import SimulationRandomness
+from fedprune.robustness.arguments import check_inputs, check_labels, check_whole, kind
 from fedprune.robustness.model_checks import (
+    FAILURES,
     check_eval_mode,
-    check_tensor,
     check_weights,
     private_copy,
 )
@@ -73,11 +74,8 @@ def pgd(
             classes, an input lies outside the range, the model is in train mode or has weights
             that are not finite, or there are no steps or restarts.
     """
-    if steps < 1 or restarts < 1:
-        raise RobustnessError(
-            f"steps and restarts must be at least 1, got {steps} and {restarts}: an attack that "
-            f"does not move says nothing"
-        )
+    check_whole(steps, "steps", 1)  # an attack that does not move says nothing
+    check_whole(restarts, "restarts", 1)
     search = _Search.of(model, inputs, labels, radii, input_std, input_range, seed)
     for restart in range(restarts):
         moved = search.random_start() if restart else torch.zeros_like(search.inputs)
@@ -106,8 +104,7 @@ def direct_search(
     does; the random moves need no gradient and so are not fooled by flat regions. Arguments and
     errors as for `pgd`; `steps` counts the moves of either part.
     """
-    if steps < 1:
-        raise RobustnessError(f"steps must be at least 1, got {steps}")
+    check_whole(steps, "steps", 1)
     search = _Search.of(model, inputs, labels, radii, input_std, input_range, seed)
     for target in range(search.num_classes):
         moved = torch.zeros_like(search.inputs)
@@ -133,7 +130,7 @@ class _Search:
         self.radii, self._factor, self._limits = radii, factor, limits
         draw = SimulationRandomness(seed, "robustness", "attack").torch_seed()
         self._generator = torch.Generator().manual_seed(draw)
-        self.num_classes = _num_classes(model, inputs, labels)
+        self.num_classes = _num_classes(model, inputs)
         self.best = torch.zeros_like(inputs)
         self._score = self._excess(self.best)
 
@@ -142,15 +139,9 @@ class _Search:
         cls, model: nn.Module, inputs: Tensor, labels: Tensor, radii: Tensor, input_std: Std | None,
         input_range: Range | None, seed: int,
     ) -> _Search:  # fmt: skip
-        lengths = torch.as_tensor(radii, dtype=torch.float64)
-        check_tensor(inputs, "the input of an attack")
-        if len(inputs) == 0 or not (labels.shape == lengths.shape == inputs.shape[:1]):
-            raise RobustnessError(
-                f"an attack needs inputs [n, ...], labels [n] and radii [n], got "
-                f"{list(inputs.shape)}, {list(labels.shape)} and {list(lengths.shape)}"
-            )
-        if not bool((torch.isfinite(lengths) & (lengths >= 0)).all()):
-            raise RobustnessError("every radius must be finite and at least 0")
+        check_inputs(inputs, "inputs")
+        lengths = _lengths(radii, len(inputs))
+        check_whole(seed, "seed", 0)
         check_eval_mode(model)
         check_weights(model)
         double = private_copy(model)
@@ -158,8 +149,7 @@ class _Search:
         factor = input_scale(input_std, tuple(points.shape))
         factor = torch.ones(points.shape[1:], dtype=torch.float64) if factor is None else factor
         limits = None if input_range is None else check_range(points, input_range)
-        if labels.is_floating_point():
-            raise RobustnessError(f"labels must be integers, got {labels.dtype}")
+        check_labels(labels, len(points), _num_classes(double, points))
         return cls(double, points, labels.cpu().long(), lengths, factor, limits, seed)
 
     def spread(self, values: Tensor) -> Tensor:
@@ -215,21 +205,38 @@ class _Search:
             return _excess(self._logits(moved), self._labels, None)
 
 
-def _num_classes(model: nn.Module, inputs: Tensor, labels: Tensor) -> int:
+def _lengths(radii: Tensor, count: int) -> Tensor:
+    """Radii as [n] float64."""
+    try:
+        lengths = torch.as_tensor(radii, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RobustnessError(f"radii must be {count} numbers, got {radii!r:.80}") from error
+    if lengths.shape != (count,):
+        raise RobustnessError(
+            f"radii must be one number for each of {count} inputs, got {list(lengths.shape)}"
+        )
+    if not bool((torch.isfinite(lengths) & (lengths >= 0)).all()):
+        raise RobustnessError("every radius must be finite and at least 0")
+    return lengths
+
+
+def _num_classes(model: nn.Module, inputs: Tensor) -> int:
     """Count the classes; a comparison with NaN would pass for an attack that failed."""
-    with torch.no_grad():
-        logits = model(inputs)
+    try:
+        with torch.no_grad():
+            logits = model(inputs)
+    except FAILURES as error:
+        raise RobustnessError(
+            f"the model cannot be run in float64 on inputs of shape {list(inputs.shape)}: {error}"
+        ) from error
+    if not isinstance(logits, Tensor):
+        raise RobustnessError(f"the model must return one tensor, got {kind(logits)}")
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise RobustnessError(
             f"an attack needs logits [n, classes] with at least 2 classes, got {list(logits.shape)}"
         )
     if not bool(torch.isfinite(logits).all()):
         raise RobustnessError("the model gives values that are not finite on these inputs")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= logits.shape[1]:
-        raise RobustnessError(
-            f"labels must be integers in [0, {logits.shape[1]}), got {low} to {high}"
-        )
     return int(logits.shape[1])
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedprune.errors import RobustnessError
+from fedprune.robustness.arguments import check_inputs
 from fedprune.robustness.attack import AttackResult, pgd
 from fedprune.robustness.model_checks import private_copy
 from fedprune.robustness.network import Std
@@ -59,8 +60,9 @@ def attack_distances(
     Raises:
         RobustnessError: as for `pgd`, or if there are no radii.
     """
-    if not radii:
-        raise RobustnessError("attack_distances needs at least one radius, got none")
+    if isinstance(radii, str) or len(radii) == 0:
+        raise RobustnessError(f"attack_distances needs at least one radius, got {radii!r}")
+    check_inputs(inputs, "inputs")
     attack = partial(
         pgd, model, steps=steps, restarts=restarts, input_std=input_std, input_range=input_range,
         seed=seed,

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from fedprune.errors import RobustnessError
 from fedprune.robustness.affine import Dense
+from fedprune.robustness.arguments import check_inputs, check_labels, check_whole
 from fedprune.robustness.certified_shares import certified_radii
 from fedprune.robustness.composition import PRODUCT
 from fedprune.robustness.lipschitz import bound_network
-from fedprune.robustness.model_checks import check_tensor
 from fedprune.robustness.network import Network, Std
 from fedprune.robustness.rounding import (
     EPSILON,
@@ -124,9 +124,9 @@ class Certifier:
             RobustnessError: no examples, wrong shapes, values that are not finite, or labels
                 outside the classes.
         """
-        if batch_size < 1:
-            raise RobustnessError(f"batch_size must be at least 1, got {batch_size}")
-        self._check(inputs, labels)
+        check_whole(batch_size, "batch_size", 1)
+        check_inputs(inputs, "inputs", tuple(self.network.input_shape[1:]))
+        check_labels(labels, len(inputs), self.num_classes)
         parts = [
             self._margins(part.detach().to(device="cpu", dtype=torch.float64), truth.cpu().long())
             for part, truth in zip(
@@ -155,22 +155,6 @@ class Certifier:
             raise RobustnessError("the model gives values that are not finite on these inputs")
         gaps = _logit_gaps if self.method == SQRT2 else _HeadGaps(self.network)
         return gaps(features, evaluation.errors, labels.numpy())
-
-    def _check(self, inputs: Tensor, labels: Tensor) -> None:
-        wanted = self.network.input_shape[1:]
-        if len(inputs) == 0:
-            raise RobustnessError("there are no examples to certify")
-        if tuple(inputs.shape[1:]) != wanted or labels.shape != inputs.shape[:1]:
-            raise RobustnessError(
-                f"inputs must be [n, {', '.join(map(str, wanted))}] and labels [n], "
-                f"got {list(inputs.shape)} and {list(labels.shape)}"
-            )
-        check_tensor(inputs, "the input of a certificate")
-        low, high = int(labels.min()), int(labels.max())
-        if labels.is_floating_point() or low < 0 or high >= self.num_classes:
-            raise RobustnessError(
-                f"labels must be integers in [0, {self.num_classes}), got {low} to {high}"
-            )
 
 
 Gaps = Callable[[Floats, Floats, NDArray[np.int64]], Floats]

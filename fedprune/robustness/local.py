@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedprune.errors import RobustnessError
+from fedprune.robustness.arguments import check_inputs, check_labels, check_radius, check_whole
 from fedprune.robustness.dense_sdp import slope_bound
 from fedprune.robustness.forms import local_system
 from fedprune.robustness.lipschitz import bound_network
 from fedprune.robustness.local_pairs import Head, Pairs, head_of
 from fedprune.robustness.lower import confirmed_slopes, differentiating, jacobian_norms
-from fedprune.robustness.model_checks import check_tensor, private_copy
+from fedprune.robustness.model_checks import private_copy
 from fedprune.robustness.network import Evaluation, Network, Std, input_scale
 from fedprune.robustness.region import SAFE, spectral_norms
 from fedprune.robustness.region_activations import Switches
@@ -101,6 +102,7 @@ def local_lipschitz(
         RobustnessError: as for `lipschitz`; no inputs, values or a radius that are not finite.
         UnsupportedOpError: an operation without a global or a local rule.
     """
+    check_inputs(inputs, "inputs")
     certifier = LocalCertifier.of(model, inputs[:1], input_std=input_std)
     bounds = certifier.bounds(inputs, radius, work=work)
     return replace(bounds, lower=_slopes_found(model, inputs, certifier.scale))
@@ -220,6 +222,7 @@ class LocalCertifier:
         Every radius given back was certified itself; 0 where none was. The search halves the
         interval `halvings` times.
         """
+        check_whole(halvings, "halvings", 0)
         points = self._checked(inputs)
         truth = self._labels(labels, len(points))
         known = torch.zeros(len(points), dtype=torch.float64)
@@ -279,32 +282,18 @@ class LocalCertifier:
         return [slice(first, first + size) for first in range(0, count, size)]
 
     def _checked(self, inputs: Tensor) -> Tensor:
-        wanted = self.network.input_shape[1:]
-        if len(inputs) == 0 or tuple(inputs.shape[1:]) != wanted:
-            raise RobustnessError(
-                f"inputs must be [n, {', '.join(map(str, wanted))}] with n at least 1, "
-                f"got {list(inputs.shape)}"
-            )
-        check_tensor(inputs, "the input of a local bound")
+        check_inputs(inputs, "inputs", tuple(self.network.input_shape[1:]))
         return inputs.detach().to(device="cpu", dtype=torch.float64)
 
     def _radii(self, count: int, radius: float) -> Tensor:
-        if not (math.isfinite(radius) and radius > 0):
-            raise RobustnessError(f"radius must be positive and finite, got {radius}")
+        check_radius(radius)
         return torch.full((count,), float(radius), dtype=torch.float64)
 
     def _labels(self, labels: Tensor, count: int) -> Tensor:
         classes = len(self.head.bias)
-        if classes < 2 or labels.shape != (count,) or labels.is_floating_point():
-            raise RobustnessError(
-                f"a certificate needs one integer label for each of {count} inputs and at least "
-                f"2 classes, got labels {list(labels.shape)} and {classes} classes"
-            )
-        if int(labels.min()) < 0 or int(labels.max()) >= classes:
-            raise RobustnessError(
-                f"labels must be integers in [0, {classes}), "
-                f"got {int(labels.min())} to {int(labels.max())}"
-            )
+        if classes < 2:
+            raise RobustnessError(f"a certificate needs at least 2 classes, got {classes}")
+        check_labels(labels, count, classes)
         return labels.cpu().long()
 
 

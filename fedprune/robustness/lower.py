@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedprune.errors import RobustnessError
 from fedprune.randomness import SimulationRandomness
+from fedprune.robustness.arguments import check_inputs, check_whole
 from fedprune.robustness.model_checks import private_copy
 from fedprune.robustness.network import Network
 
@@ -74,8 +75,11 @@ def lower_bound(
         RobustnessError: if the further points have another shape or are not finite, the number of
             samples is negative, or torch cannot differentiate the model.
     """
-    if samples < 0:
-        raise RobustnessError(f"samples must be at least 0, got {samples}")
+    check_whole(samples, "samples", 0)
+    check_whole(iterations, "iterations", 1)
+    check_whole(seed, "seed", 0)
+    if lower_inputs is not None:
+        check_inputs(lower_inputs, "lower_inputs", tuple(example_input.shape[1:]))
     with differentiating():
         points = _points(example_input, lower_inputs, samples, seed)
         if len(points) == 0:
@@ -321,11 +325,4 @@ def _points(example: Tensor, given: Tensor | None, samples: int, seed: int) -> T
     drawn = centre + noise * spreads.reshape(-1, *[1] * (centre.ndim - 1))
     if given is None:
         return drawn
-    if given.shape[1:] != example.shape[1:]:
-        raise RobustnessError(
-            f"lower_inputs must have shape [n, {', '.join(map(str, example.shape[1:]))}], "
-            f"got {list(given.shape)}"
-        )
-    if not bool(torch.isfinite(given).all()):
-        raise RobustnessError("lower_inputs has values that are not finite")
     return torch.cat([drawn, given.detach().to(device="cpu", dtype=torch.float64)])

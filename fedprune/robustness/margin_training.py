@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from fedprune.errors import RobustnessError
 from fedprune.robustness.affine import Affine
+from fedprune.robustness.arguments import check_radius, check_whole
 from fedprune.robustness.branches import Extremum, Stack
 from fedprune.robustness.live_layers import apply_live, head_rows, live_layers, scale_of
 from fedprune.robustness.model_checks import copy_model
@@ -75,10 +76,8 @@ class MarginLoss:
             RobustnessError: if the radius or iterations are out of range, or as for `lipschitz`.
             UnsupportedOpError: an operation without a rule.
         """
-        if not (math.isfinite(radius) and radius > 0):
-            raise RobustnessError(f"radius must be positive and finite, got {radius}")
-        if iterations < 1:
-            raise RobustnessError(f"iterations must be at least 1, got {iterations}")
+        check_radius(radius)
+        check_whole(iterations, "iterations", 1)
         self.radius = radius
         self._iterations = iterations
         network = lower(copy_model(model).eval(), example_input)

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from fedprune.errors import RobustnessError
 from fedprune.randomness import SimulationRandomness
+from fedprune.robustness.arguments import check_tensor, kind
 from fedprune.robustness.network import Network
 
 AGREEMENT = 1e-7
@@ -77,6 +78,8 @@ def check_eval_mode(model: nn.Module) -> None:
     Raises:
         RobustnessError: naming the module.
     """
+    if not isinstance(model, nn.Module):
+        raise RobustnessError(f"model must be a torch.nn.Module, got {kind(model)}")
     for name, module in model.named_modules():
         if module.training:
             raise RobustnessError(f"{_place(name)} is in train mode; call model.eval() first")
@@ -92,26 +95,14 @@ def check_weights(model: nn.Module) -> None:
         check_tensor(tensor, f"tensor {name!r} of the model")
 
 
-def check_tensor(value: Any, name: str) -> None:
-    """Refuse a tensor that is not real and finite; everything else passes.
-
-    Raises:
-        RobustnessError: naming the tensor.
-    """
-    if not isinstance(value, Tensor):
-        return
-    if value.is_complex():
-        raise RobustnessError(f"{name} is complex, for which there are no rules")
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        raise RobustnessError(f"{name} has values that are not finite")
-
-
 def check_example(example_input: Tensor) -> None:
     """Refuse an example that is not one finite input [1, ...].
 
     Raises:
         RobustnessError: saying what it is.
     """
+    if not isinstance(example_input, Tensor):
+        raise RobustnessError(f"example_input must be a torch tensor, got {kind(example_input)}")
     shape = tuple(example_input.shape)
     if example_input.ndim < 2 or shape[0] != 1:
         raise RobustnessError(f"example_input must have shape [1, ...], got {list(shape)}")
@@ -137,7 +128,9 @@ def check_agreement(double: nn.Module, network: Network, example: Tensor) -> Non
         if not _agree(wanted, found):
             raise RobustnessError(
                 "the model does not compute what its traced graph computes: "
-                f"outputs differ by {float((wanted - found).norm()):.3g}"
+                f"outputs of size {float(wanted.norm()):.3g} differ by "
+                f"{float((wanted - found).norm()):.3g} (rounding explains that only where batch "
+                f"norms hold means of 1e9 and more)"
             )
         alone.append(wanted)
     together = _output(double, torch.cat([example, example + noise]))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedprune.errors import RobustnessError
+from fedprune.robustness.arguments import kind
 from fedprune.robustness.rounding import Floats
 from fedprune.robustness.spectral import ENTRY_ERROR
 
@@ -46,7 +48,11 @@ def chain(weights: list[Floats]) -> SlopeSystem:
 
     Args:
         weights: [out, in] each, at least one; their entries carry a few rounding errors.
+
+    Raises:
+        RobustnessError: if there are none, one is no matrix of finite numbers, or two do not fit.
     """
+    _check_chain(weights)
     sizes = [weights[0].shape[1], *(len(weight) for weight in weights)]
     starts = np.cumsum([0, *sizes])
     inner = np.zeros((sum(sizes[1:-1]), starts[-2]))
@@ -59,6 +65,23 @@ def chain(weights: list[Floats]) -> SlopeSystem:
     return SlopeSystem(
         inner, ENTRY_ERROR * np.abs(inner), outer, ENTRY_ERROR * np.abs(outer), tuple(sizes[1:-1])
     )
+
+
+def _check_chain(weights: list[Floats]) -> None:
+    if len(weights) == 0:
+        raise RobustnessError("a chain needs at least one weight matrix, got none")
+    for place, weight in enumerate(weights):
+        if not isinstance(weight, np.ndarray) or weight.ndim != 2 or weight.size == 0:
+            what = list(weight.shape) if isinstance(weight, np.ndarray) else kind(weight)
+            raise RobustnessError(f"weights[{place}] must be a numpy array [out, in], got {what}")
+        if not np.isrealobj(weight) or not np.isfinite(weight).all():
+            raise RobustnessError(f"weights[{place}] has values that are not finite real numbers")
+    for place, (before, after) in enumerate(itertools.pairwise(weights)):
+        if after.shape[1] != len(before):
+            raise RobustnessError(
+                f"weights[{place + 1}] reads {after.shape[1]} values, but weights[{place}] gives "
+                f"{len(before)}"
+            )
 
 
 def without_constants(system: SlopeSystem) -> SlopeSystem:

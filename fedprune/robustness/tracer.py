@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from fedprune.errors import RobustnessError, UnsupportedOpError
 from fedprune.robustness.affine import Affine, Dense
+from fedprune.robustness.arguments import check_tensor
 from fedprune.robustness.model_checks import (
     FAILURES,
     asks_shape,
@@ -23,7 +24,6 @@ from fedprune.robustness.model_checks import (
     check_example,
     check_model,
     check_overwriting,
-    check_tensor,
     copy_model,
 )
 from fedprune.robustness.network import Network, Step

@@ -84,9 +84,13 @@ BALL = (torch.zeros(3, 4), torch.tensor([0, 1, 2]), torch.ones(3))
 
 BAD_ATTACKS: list[tuple[str, tuple[Any, ...], str]] = [
     ("labels outside", (BALL[0], BALL[1] + 1, BALL[2]), "integers in .0, 3., got 1 to 3"),
-    ("labels as floats", (BALL[0], BALL[1].double(), BALL[2]), "integers, got torch.float64"),
+    (
+        "labels as floats",
+        (BALL[0], BALL[1].double(), BALL[2]),
+        "one integer for each of 3 inputs, got torch.float64",
+    ),
     ("inputs not finite", (BALL[0] * math.nan, *BALL[1:]), "not finite"),
-    ("no inputs", (BALL[0][:0], BALL[1][:0], BALL[2][:0]), "an attack needs"),
+    ("no inputs", (BALL[0][:0], BALL[1][:0], BALL[2][:0]), "n at least 1"),
 ]
 
 
