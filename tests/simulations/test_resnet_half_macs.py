@@ -80,10 +80,10 @@ def test_views_come_back_mirrored_with_what_the_teacher_said_of_them() -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_teacher_is_asked_in_order_however_many_threads_ask(threads: int) -> None:
     rows = data.load("cifar10").train
-    views = importlib.import_module("_central").Views(rows, 600, 2, 1, 0.5)
+    views = importlib.import_module("_central").Views(rows, 300, 2, 1, 0.5)
     teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10)).eval()
     found = views.ask(teacher, 1, contextlib.nullcontext, threads)
-    inputs = views.inputs(torch.arange(600), torch.ones(600, dtype=torch.int64))
+    inputs = views.inputs(torch.arange(300), torch.ones(300, dtype=torch.int64))
     torch.testing.assert_close(found, teacher(inputs).detach(), rtol=1e-4, atol=1e-4)
 
 
