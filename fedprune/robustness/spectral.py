@@ -168,21 +168,8 @@ def _largest_eigenvalue(gram: Matrices) -> float:
     return float(leading_vectors(gram[None], MAX_LANCZOS)[0][0])
 
 
-def eigenvalue_bound(grams: Matrices, floor: float = 0.0) -> float:
-    """Bound the largest eigenvalue over a stack of Hermitian matrices: [count, n, n].
-
-    Args:
-        grams: positive semidefinite but for rounding, taken as exact (the lower triangles are).
-        floor: a bound met elsewhere; matrices below it are not refined and it may be the result.
-
-    Raises:
-        numpy.linalg.LinAlgError: if no estimate leads to factorisations.
-    """
-    return shift_bound(least_shift(grams, floor), grams.shape[1])
-
-
 def shift_bound(shift: float, side: int) -> float:
-    """Bound the eigenvalues of all n x n matrices that `least_shift` gave this for."""
+    """Bound the eigenvalues of all n x n Hermitian matrices that `least_shift` gave this for."""
     if side == 1:
         return shift
     return up(up(shift * (1 + 8 * side * (side + 8) * EPSILON)) + TINY)
@@ -195,7 +182,8 @@ def least_shift(grams: Matrices, floor: float = 0.0, ceiling: float = math.inf) 
     above it is bounded, and only those that have none raise the shift.
 
     Args:
-        grams: as for `eigenvalue_bound`.
+        grams: [count, n, n], positive semidefinite but for rounding, taken as exact (the lower
+            triangles are).
         floor: where to begin; with a good guess each matrix is factorised once.
         ceiling: inf is returned as soon as the result is seen to be above it.
 
@@ -232,7 +220,7 @@ def estimate_error(side: int) -> float:
 
 
 def largest_estimate(grams: Matrices, iterations: int, wanted: int) -> float:
-    """Estimate the largest eigenvalue over a stack from the few that power iteration names."""
+    """Estimate the largest eigenvalue over a stack from the few that a rough one names."""
     if len(grams) > wanted:
         grams = grams[np.argsort(leading_vectors(grams, iterations)[0])[-wanted:]]
     return max(_largest_eigenvalue(gram) for gram in grams)

@@ -18,7 +18,7 @@ Estimates, which cost little, say which b to certify; only its blocks are factor
 Only the largest eigenvalue of the Gram matrices A(w) A(w)* is needed. These are trigonometric
 polynomials in w themselves, so the products B_s B_t^T are summed once by difference s - t, and a
 Gram matrix costs n^2 operations for each difference instead of a product of n x n matrices. Each
-is then bounded by a Cholesky factorisation, see `spectral.eigenvalue_bound`.
+is then bounded by a Cholesky factorisation, see `spectral.least_shift`.
 
 Rounding, with k the longer side of B_s, S steps, D differences and A' = sum_s |B_s|: an entry of
 a Gram matrix is a sum of at most k S products of weights, then of D terms whose phases are good to

@@ -21,10 +21,14 @@ from fedprune.robustness.layer_norms import (
     schur_norm,
     unfolding_norm,
 )
-from fedprune.robustness.spectral import Norm, eigenvalue_bound
+from fedprune.robustness.spectral import Norm, least_shift, shift_bound
 from fedprune.robustness.torus import Frequencies, Steps, torus_norm
 
 from .networks import small_resnet
+
+
+def eigenvalue_bound(grams: np.ndarray, floor: float = 0.0) -> float:
+    return shift_bound(least_shift(grams, floor), grams.shape[1])
 
 
 def random_kernel(rng: np.random.Generator) -> tuple[np.ndarray, Geometry]:
