@@ -19,8 +19,8 @@ many small weights side by side, of which few are left.
 
     python simulations/certified_pruning.py --small --out OUT.json
     python simulations/certified_pruning.py --seed 2 --out OUT.json
-    python simulations/certified_pruning.py --model lenet --side 28 --seed 2 --seeds 1 --out OUT
-    python simulations/certified_pruning.py --model lenet --side 28 --remove units --seed 2 --out OUT
+    python simulations/certified_pruning.py --model lenet --side 28 --seed 2 --seeds 1 --out O
+    python simulations/certified_pruning.py --model lenet --side 28 --seed 2 --remove units --out O
 """
 
 from __future__ import annotations
