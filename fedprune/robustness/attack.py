@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedprune.errors import RobustnessError
 from fedprune.randomness import SimulationRandomness
-from fedprune.robustness.arguments import check_inputs, check_labels, check_whole, kind
+from fedprune.robustness.arguments import as_floats, check_inputs, check_labels, check_whole, kind
 from fedprune.robustness.model_checks import (
     FAILURES,
     check_eval_mode,
@@ -74,8 +74,8 @@ def pgd(
             classes, an input lies outside the range, the model is in train mode or has weights
             that are not finite, or there are no steps or restarts.
     """
-    check_whole(steps, "steps", 1)  # an attack that does not move says nothing
-    check_whole(restarts, "restarts", 1)
+    steps = check_whole(steps, "steps", 1)  # an attack that does not move says nothing
+    restarts = check_whole(restarts, "restarts", 1)
     search = _Search.of(model, inputs, labels, radii, input_std, input_range, seed)
     for restart in range(restarts):
         moved = search.random_start() if restart else torch.zeros_like(search.inputs)
@@ -104,7 +104,7 @@ def direct_search(
     does; the random moves need no gradient and so are not fooled by flat regions. Arguments and
     errors as for `pgd`; `steps` counts the moves of either part.
     """
-    check_whole(steps, "steps", 1)
+    steps = check_whole(steps, "steps", 1)
     search = _Search.of(model, inputs, labels, radii, input_std, input_range, seed)
     for target in range(search.num_classes):
         moved = torch.zeros_like(search.inputs)
@@ -141,7 +141,7 @@ class _Search:
     ) -> _Search:  # fmt: skip
         check_inputs(inputs, "inputs")
         lengths = _lengths(radii, len(inputs))
-        check_whole(seed, "seed", 0)
+        seed = check_whole(seed, "seed", 0)
         check_eval_mode(model)
         check_weights(model)
         double = private_copy(model)
@@ -149,8 +149,8 @@ class _Search:
         factor = input_scale(input_std, tuple(points.shape))
         factor = torch.ones(points.shape[1:], dtype=torch.float64) if factor is None else factor
         limits = None if input_range is None else check_range(points, input_range)
-        check_labels(labels, len(points), _num_classes(double, points))
-        return cls(double, points, labels.cpu().long(), lengths, factor, limits, seed)
+        truth = check_labels(labels, len(points), _num_classes(double, points)).cpu()
+        return cls(double, points, truth, lengths, factor, limits, seed)
 
     def spread(self, values: Tensor) -> Tensor:
         return values.reshape(-1, *[1] * (self.inputs.ndim - 1))
@@ -207,10 +207,9 @@ class _Search:
 
 def _lengths(radii: Tensor, count: int) -> Tensor:
     """Radii as [n] float64."""
-    try:
-        lengths = torch.as_tensor(radii, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RobustnessError(f"radii must be {count} numbers, got {radii!r:.80}") from error
+    lengths = as_floats(radii)
+    if lengths is None:
+        raise RobustnessError(f"radii must be {count} numbers, got {radii!r:.60}")
     if lengths.shape != (count,):
         raise RobustnessError(
             f"radii must be one number for each of {count} inputs, got {list(lengths.shape)}"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedprune.errors import RobustnessError
-from fedprune.robustness.arguments import check_inputs
+from fedprune.robustness.arguments import as_floats, check_inputs, check_labels
 from fedprune.robustness.attack import AttackResult, pgd
 from fedprune.robustness.model_checks import private_copy
 from fedprune.robustness.network import Std
@@ -60,9 +60,11 @@ def attack_distances(
     Raises:
         RobustnessError: as for `pgd`, or if there are no radii.
     """
-    if isinstance(radii, str) or len(radii) == 0:
-        raise RobustnessError(f"attack_distances needs at least one radius, got {radii!r}")
+    given = as_floats(radii)
+    if given is None or given.ndim != 1 or len(given) == 0:
+        raise RobustnessError(f"attack_distances needs at least one radius, got {radii!r:.60}")
     check_inputs(inputs, "inputs")
+    labels = check_labels(labels, len(inputs), None)
     attack = partial(
         pgd, model, steps=steps, restarts=restarts, input_std=input_std, input_range=input_range,
         seed=seed,
@@ -70,7 +72,7 @@ def attack_distances(
     found = np.full(len(inputs), np.inf)
     for start in range(0, max(1, len(inputs)), BATCH):
         rows = slice(start, start + BATCH)
-        for radius in sorted({0.0, *map(float, radii)}):
+        for radius in sorted({0.0, *given.tolist()}):
             left = torch.from_numpy(start + np.flatnonzero(np.isinf(found[rows])))
             if radius == 0 or len(left):
                 near = _nearest(model, attack, inputs[left], labels[left], radius)

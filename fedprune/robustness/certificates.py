@@ -124,11 +124,11 @@ class Certifier:
             RobustnessError: no examples, wrong shapes, values that are not finite, or labels
                 outside the classes.
         """
-        check_whole(batch_size, "batch_size", 1)
+        batch_size = check_whole(batch_size, "batch_size", 1)
         check_inputs(inputs, "inputs", tuple(self.network.input_shape[1:]))
-        check_labels(labels, len(inputs), self.num_classes)
+        labels = check_labels(labels, len(inputs), self.num_classes)
         parts = [
-            self._margins(part.detach().to(device="cpu", dtype=torch.float64), truth.cpu().long())
+            self._margins(part.detach().to(device="cpu", dtype=torch.float64), truth.cpu())
             for part, truth in zip(
                 torch.split(inputs, batch_size), torch.split(labels, batch_size), strict=True
             )

@@ -24,6 +24,8 @@ from __future__ import annotations
 
 import math
 
+from fedprune.errors import RobustnessError
+from fedprune.robustness.arguments import as_number
 from fedprune.robustness.rounding import TINY, Floats
 from fedprune.robustness.sdp_certificate import verified_bound
 from fedprune.robustness.sdp_search import MultiplierSearch
@@ -55,6 +57,8 @@ def slope_bound(system: SlopeSystem, *, work: float = DEFAULT_WORK) -> Norm:
     Returns:
         The bound and its name; infinite where no multipliers were found.
     """
+    if not 0 <= as_number(work) < math.inf:
+        raise RobustnessError(f"work must be at least 0 and finite, got {work!r:.60}")
     system = without_constants(system)
     name = "LipSDP" if len(system.inner) else "explicit"
     if not system.outer.any() and not system.outer_error.any():

@@ -222,7 +222,7 @@ class LocalCertifier:
         Every radius given back was certified itself; 0 where none was. The search halves the
         interval `halvings` times.
         """
-        check_whole(halvings, "halvings", 0)
+        halvings = check_whole(halvings, "halvings", 0)
         points = self._checked(inputs)
         truth = self._labels(labels, len(points))
         known = torch.zeros(len(points), dtype=torch.float64)
@@ -286,15 +286,13 @@ class LocalCertifier:
         return inputs.detach().to(device="cpu", dtype=torch.float64)
 
     def _radii(self, count: int, radius: float) -> Tensor:
-        check_radius(radius)
-        return torch.full((count,), float(radius), dtype=torch.float64)
+        return torch.full((count,), check_radius(radius), dtype=torch.float64)
 
     def _labels(self, labels: Tensor, count: int) -> Tensor:
         classes = len(self.head.bias)
         if classes < 2:
             raise RobustnessError(f"a certificate needs at least 2 classes, got {classes}")
-        check_labels(labels, count, classes)
-        return labels.cpu().long()
+        return check_labels(labels, count, classes).cpu()
 
 
 def _slope(regions: Regions) -> Tensor:

@@ -75,9 +75,9 @@ def lower_bound(
         RobustnessError: if the further points have another shape or are not finite, the number of
             samples is negative, or torch cannot differentiate the model.
     """
-    check_whole(samples, "samples", 0)
-    check_whole(iterations, "iterations", 1)
-    check_whole(seed, "seed", 0)
+    samples = check_whole(samples, "samples", 0)
+    iterations = check_whole(iterations, "iterations", 1)
+    seed = check_whole(seed, "seed", 0)
     if lower_inputs is not None:
         check_inputs(lower_inputs, "lower_inputs", tuple(example_input.shape[1:]))
     with differentiating():

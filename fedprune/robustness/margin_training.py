@@ -25,10 +25,10 @@ from torch.nn import functional
 
 from fedprune.errors import RobustnessError
 from fedprune.robustness.affine import Affine
-from fedprune.robustness.arguments import check_radius, check_whole
+from fedprune.robustness.arguments import check_labels, check_radius, check_whole
 from fedprune.robustness.branches import Extremum, Stack
 from fedprune.robustness.live_layers import apply_live, head_rows, live_layers, scale_of
-from fedprune.robustness.model_checks import copy_model
+from fedprune.robustness.model_checks import check_module, copy_model
 from fedprune.robustness.network import Network, Std, input_scale
 from fedprune.robustness.operations import Concatenation, Diagonal, Sum
 from fedprune.robustness.tracer import lower
@@ -76,10 +76,11 @@ class MarginLoss:
             RobustnessError: if the radius or iterations are out of range, or as for `lipschitz`.
             UnsupportedOpError: an operation without a rule.
         """
-        check_radius(radius)
-        check_whole(iterations, "iterations", 1)
-        self.radius = radius
-        self._iterations = iterations
+        check_module(model)
+        self.radius = check_radius(radius)
+        self._iterations = check_whole(iterations, "iterations", 1)
+        if next(model.parameters(), None) is None:
+            raise RobustnessError("the model has no parameters that a loss could train")
         network = lower(copy_model(model).eval(), example_input)
         shape = network.steps[network.output].shape if network.steps else network.input_shape
         if len(shape) != 2 or shape[1] < 2:
@@ -131,8 +132,15 @@ class MarginLoss:
             labels: [n] integer classes.
             radius: another radius for this call, such as a part of the full one while training
                 begins; 0 is plain cross-entropy.
+
+        Raises:
+            RobustnessError: if labels are not one class for each row of logits, or the radius is
+                negative or not finite.
         """
-        reach = self.radius if radius is None else radius
+        reach = self.radius if radius is None else check_radius(radius, may_be_zero=True)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise RobustnessError("logits must be a torch tensor [n, classes]")
+        labels = check_labels(labels, *logits.shape)
         if reach == 0:
             return functional.cross_entropy(logits, labels)
         return functional.cross_entropy(logits + reach * self.gaps()[labels], labels)

@@ -78,11 +78,20 @@ def check_eval_mode(model: nn.Module) -> None:
     Raises:
         RobustnessError: naming the module.
     """
-    if not isinstance(model, nn.Module):
-        raise RobustnessError(f"model must be a torch.nn.Module, got {kind(model)}")
+    check_module(model)
     for name, module in model.named_modules():
         if module.training:
             raise RobustnessError(f"{_place(name)} is in train mode; call model.eval() first")
+
+
+def check_module(model: Any) -> None:
+    """Refuse what is no module.
+
+    Raises:
+        RobustnessError: saying what it is.
+    """
+    if not isinstance(model, nn.Module):
+        raise RobustnessError(f"model must be a torch.nn.Module, got {kind(model)}")
 
 
 def check_weights(model: nn.Module) -> None:

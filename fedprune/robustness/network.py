@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedprune.errors import RobustnessError
 from fedprune.robustness.affine import Affine, Dense
+from fedprune.robustness.arguments import as_floats
 from fedprune.robustness.operations import Function, Operation, Rounding
 from fedprune.robustness.rounding import EPSILON, Floats, add_up, multiply_up, up
 
@@ -168,7 +169,9 @@ def input_scale(input_std: Std | None, shape: tuple[int, ...]) -> Tensor | None:
     """
     if input_std is None:
         return None
-    std = torch.as_tensor(input_std, dtype=torch.float64).detach().cpu()
+    std = as_floats(input_std)
+    if std is None:
+        raise RobustnessError(f"input_std must hold numbers, got {input_std!r:.60}")
     if std.ndim != 1 or len(std) not in (1, shape[1]):
         raise RobustnessError(
             f"input_std must hold one value for each of the {shape[1]} channels, "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedprune.errors import RobustnessError
+from fedprune.robustness.arguments import as_floats
 
 Bound = float | Sequence[float] | Tensor
 Range = tuple[Bound, Bound]
@@ -28,6 +30,10 @@ def check_range(inputs: Tensor, input_range: Range) -> tuple[Tensor, Tensor]:
         RobustnessError: if the range is empty or of the wrong shape, or an input lies outside;
             names the example, the value and the range.
     """
+    if not isinstance(input_range, Sequence | Tensor | np.ndarray) or len(input_range) != 2:
+        raise RobustnessError(
+            f"input_range must be a lowest and a higher highest value, got {input_range!r:.60}"
+        )
     low, high = (_spread(bound, inputs) for bound in input_range)
     if not bool((low < high).all()):
         raise RobustnessError(
@@ -45,7 +51,9 @@ def check_range(inputs: Tensor, input_range: Range) -> tuple[Tensor, Tensor]:
 
 
 def _spread(bound: Bound, inputs: Tensor) -> Tensor:
-    values = torch.as_tensor(bound, dtype=torch.float64)
+    values = as_floats(bound)
+    if values is None:
+        raise RobustnessError(f"input_range must hold numbers, got {bound!r:.60}")
     if values.ndim > 1 or (values.ndim == 1 and len(values) not in (1, inputs.shape[1])):
         raise RobustnessError(
             f"input_range must hold numbers or one value for each of the {inputs.shape[1]} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,13 +69,14 @@ def chain(weights: list[Floats]) -> SlopeSystem:
 
 
 def _check_chain(weights: list[Floats]) -> None:
-    if len(weights) == 0:
-        raise RobustnessError("a chain needs at least one weight matrix, got none")
+    if not isinstance(weights, Sequence) or len(weights) == 0:
+        raise RobustnessError(f"a chain needs at least one weight matrix, got {weights!r:.60}")
     for place, weight in enumerate(weights):
         if not isinstance(weight, np.ndarray) or weight.ndim != 2 or weight.size == 0:
             what = list(weight.shape) if isinstance(weight, np.ndarray) else kind(weight)
             raise RobustnessError(f"weights[{place}] must be a numpy array [out, in], got {what}")
-        if not np.isrealobj(weight) or not np.isfinite(weight).all():
+        real = np.issubdtype(weight.dtype, np.floating) or np.issubdtype(weight.dtype, np.integer)
+        if not real or not np.isfinite(weight).all():
             raise RobustnessError(f"weights[{place}] has values that are not finite real numbers")
     for place, (before, after) in enumerate(itertools.pairwise(weights)):
         if after.shape[1] != len(before):

@@ -49,6 +49,9 @@ MAX_SVD_SIDE = 64
 MAX_LANCZOS = 160
 """Steps of an estimate at most."""
 
+SPENT = 1e-12
+"""Of the largest quotient so far: a new direction that is shorter is rounding."""
+
 CHECKED = 8
 """Steps of an estimate between two looks at its residual."""
 
@@ -266,13 +269,18 @@ def leading_vectors(grams: Matrices, most: int) -> tuple[Floats, Matrices]:
         image -= known @ overlaps
         image -= known @ (turned @ image)  # once leaves rounding behind
         lengths = np.linalg.norm(image, axis=1, keepdims=True)
+        # what is left of a space that the matrix keeps to itself is rounding: no direction
+        known_size = np.abs(projected).max(axis=(1, 2))[:, None, None]
+        spent = lengths <= SPENT * known_size
+        image, lengths = np.where(spent, 0.0, image), np.where(spent, 0.0, lengths)
         if step + 1 == most or step % CHECKED == CHECKED - 1:
             values, vectors = np.linalg.eigh(projected[:, : step + 1, : step + 1])
             residuals = lengths[:, 0, 0] * np.abs(vectors[:, -1, -1])
             if step + 1 == most or (residuals <= RESIDUAL * np.abs(values[:, -1])).all():
                 break
         projected[:, step + 1, step] = projected[:, step, step + 1] = lengths[:, 0, 0]
-    return values[:, -1], (known @ vectors[:, :, -1:])[:, :, 0]
+    traces = np.maximum(np.trace(grams, axis1=1, axis2=2).real, 0.0)
+    return np.minimum(values[:, -1], traces), (known @ vectors[:, :, -1:])[:, :, 0]
 
 
 def gram_bound(

@@ -65,6 +65,9 @@ from fedprune.robustness.spectral import (
 CHUNK_ENTRIES = 2_000_000
 """Complex entries of Fourier blocks held at a time (32 MB)."""
 
+MAX_TWISTED_POINTS = 32_768
+"""Of a torus, up to which it is twisted; on a larger one neighbouring blocks hardly differ."""
+
 PEAKS = 8
 """Largest blocks of a coarse grid, near which the largest of every twist are looked for."""
 
@@ -88,7 +91,8 @@ def torus_norm(weight: Floats, geometry: Geometry, torus: tuple[int, ...] | None
     sizes = torus or tuple(axis.torus for axis in geometry.axes)
     largest = steps.absolute_norm
     try:
-        square = _least_square(steps, sizes, [(0,) * len(sizes)] if torus else steps.twists)
+        alone = torus is not None or math.prod(sizes) > MAX_TWISTED_POINTS
+        square = _least_square(steps, sizes, [(0,) * len(sizes)] if alone else steps.twists)
         terms = max(steps.parts.shape[2:]) * len(steps.shifts) + len(steps.shifts) ** 2 + 128
         error = up(4 * terms * EPSILON * up(largest * largest))
         norm, method = sqrt_up(up(square + error)), "torus cholesky"
@@ -104,9 +108,11 @@ def _least_square(steps: Steps, sizes: tuple[int, ...], twists: list[tuple[int, 
     Twists come in the order of their estimates, so that one is usually enough.
     """
     side = min(steps.parts.shape[2:])
-    images = _peak_images(steps, sizes)
     grids = {twist: steps.frequencies(sizes, twist) for twist in twists}
-    estimates = {twist: _estimate(steps, grid, images) for twist, grid in grids.items()}
+    estimates = dict.fromkeys(twists, 0.0)
+    if len(twists) > 1 and side > 1:  # else an estimate costs as much as what it may save
+        images = _peak_images(steps, sizes)
+        estimates = {twist: _estimate(steps, grid, images) for twist, grid in grids.items()}
     square = math.inf
     for twist, estimate in sorted(estimates.items(), key=lambda one: one[1]):
         shift = estimate * (1 + estimate_error(side))
@@ -324,11 +330,11 @@ def _phases(
 ) -> Iterator[tuple[Floats, Floats]]:
     """Yield cosines and sines [count, shifts] of all frequencies, a chunk at a time."""
     frequencies, sizes = grid.numbers, grid.sizes
-    chunk = max(1, CHUNK_ENTRIES // entries)
+    chunk = max(1, CHUNK_ENTRIES // max(entries, len(shifts)))
+    turned = [np.exp(2j * np.pi * np.arange(size) / size) for size in sizes]
     for start in range(0, len(frequencies), chunk):
         part = frequencies[start : start + chunk]
         phases = np.ones((len(part), len(shifts)), dtype=np.complex128)
         for axis, size in enumerate(sizes):
-            turns = np.outer(part[:, axis], shifts[:, axis]) % size  # exact: no large arguments
-            phases *= np.exp(2j * np.pi * turns / size)
+            phases *= turned[axis][np.outer(part[:, axis], shifts[:, axis]) % size]
         yield np.ascontiguousarray(phases.real), np.ascontiguousarray(phases.imag)

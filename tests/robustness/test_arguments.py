@@ -55,6 +55,16 @@ ATTACKS: list[Callable[..., Any]] = [pgd, direct_search]
         ({"steps": True}, "steps must be a whole number of at least 1, got True"),
         ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
         ({"model": "net"}, "model must be a torch.nn.Module, got str"),
+        ({"labels": LABELS.to_sparse()}, "labels must be a dense tensor"),
+        ({"inputs": INPUTS.to_sparse()}, "inputs must be a dense tensor"),
+        ({"inputs": torch.zeros(3, 4, device="meta")}, "inputs must be a dense tensor"),
+        ({"radii": np.array([1 + 5j] * 3)}, "radii must be 3 numbers"),
+        ({"radii": [10**400] * 3}, "radii must be 3 numbers"),
+        ({"input_std": "a"}, "input_std must hold numbers, got 'a'"),
+        ({"input_std": [None, 1]}, "input_std must hold numbers"),
+        ({"input_range": (0, 1, 2)}, "input_range must be a lowest and a higher highest value"),
+        ({"input_range": 1}, "input_range must be a lowest and a higher highest value"),
+        ({"input_range": (None, 1)}, "input_range must hold numbers, got None"),
     ],
 )
 def test_attacks_refuse(attack: Callable[..., Any], changed: dict[str, Any], told: str) -> None:
@@ -108,7 +118,7 @@ def test_certifiers_and_losses_refuse() -> None:
         certifier.margins(INPUTS, LABELS, batch_size=2.5)
     with pytest.raises(RobustnessError, match="halvings must be a whole number"):
         local.certified_radii(INPUTS, LABELS, 0.1, halvings=-1)
-    for radius in ("wide", 0, -1.0, float("nan"), None):
+    for radius in ("wide", 0, -1.0, float("nan"), None, True, 10**400):
         with pytest.raises(RobustnessError, match="radius must be positive and finite"):
             local_lipschitz(model(), INPUTS, radius)
         with pytest.raises(RobustnessError, match="radius must be positive and finite"):
@@ -117,14 +127,74 @@ def test_certifiers_and_losses_refuse() -> None:
         local_lipschitz(model(), INPUTS.numpy(), 0.1)
     with pytest.raises(RobustnessError, match="inputs must be a torch tensor"):
         attack_distances(model(), INPUTS.tolist(), LABELS, [0.1])
-    for radii in ([], "near"):
+    for radii in ([], "near", None, 0.1, [None], [[1, 2]], [1j], [10**400]):
         with pytest.raises(RobustnessError, match="at least one radius"):
             attack_distances(model(), INPUTS, LABELS, radii)
+
+
+def test_attack_distances_refuse_labels_that_are_not_one_an_input() -> None:
+    for labels in (LABELS[:2], torch.zeros(5, dtype=torch.int64), torch.tensor(0), None, [0, 0, 0]):
+        with pytest.raises(RobustnessError, match="labels must be"):
+            attack_distances(model(), INPUTS, labels, [0.1])
+
+
+def test_whole_numbers_and_labels_of_any_kind_are_taken() -> None:
+    net, wanted = model(), Certifier.of(model(), INPUTS[:1]).margins(INPUTS, LABELS)
+    for number in (np.int64, np.uint8, torch.tensor):
+        found = Certifier.of(net, INPUTS[:1]).margins(INPUTS, LABELS, batch_size=number(2))
+        assert (found == wanted).all()
+        pgd(net, INPUTS, LABELS, RADII, steps=number(1), restarts=number(1), seed=number(1))
+        lipschitz(net, INPUTS[:1], samples=number(1), iterations=number(2), seed=number(3))
+    kinds = (torch.int8, torch.int16, torch.uint16, torch.uint32, torch.uint64, torch.bool)
+    loss = MarginLoss(net, INPUTS[:1], 0.5)
+    logits, truth = net(torch.randn(2, 4)).detach(), torch.tensor([1, 0])
+    plain = float(loss(logits, truth).detach())
+    for kind in (*kinds, torch.uint8):
+        assert (Certifier.of(net, INPUTS[:1]).margins(INPUTS, LABELS.to(kind)) == wanted).all()
+        pgd(net, INPUTS, LABELS.to(kind), RADII.numpy()[::-1], steps=1, restarts=1)
+        loss.restart()
+        assert float(loss(logits, truth.to(kind)).detach()) == pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([0, 1], "labels must be a torch tensor"),
+        (torch.tensor([0, 2]), r"labels must be integers in \[0, 2\)"),
+        (torch.tensor([0]), "labels must be one integer for each of 2 inputs"),
+        (torch.tensor([0.0, 1.0]), "labels must be one integer"),
+    ],
+)
+def test_a_margin_loss_refuses_labels(labels: Any, told: str) -> None:
+    loss = MarginLoss(model(), INPUTS[:1], 0.5)
+    with pytest.raises(RobustnessError, match=told):
+        loss(torch.zeros(2, 2), labels)
+    for radius in (-1.0, float("nan"), float("inf"), "wide"):
+        with pytest.raises(RobustnessError, match="radius must be at least 0 and finite"):
+            loss(torch.zeros(2, 2), torch.tensor([0, 1]), radius=radius)
+    with pytest.raises(RobustnessError, match="logits must be"):
+        loss(torch.zeros(2), torch.tensor([0, 1]))
+
+
+def test_a_margin_loss_refuses_what_it_cannot_train() -> None:
+    for what in (None, nn.Linear, model().state_dict()):
+        with pytest.raises(RobustnessError, match=r"model must be a torch\.nn\.Module"):
+            MarginLoss(what, INPUTS[:1], 0.5)
+    with pytest.raises(RobustnessError, match="no parameters"):
+        MarginLoss(nn.Flatten().eval(), INPUTS[:1], 0.5)
+
+
+def test_search_effort_is_a_finite_number() -> None:
+    for work in (float("nan"), float("inf"), -1, "much", None):
+        with pytest.raises(RobustnessError, match="work must be at least 0 and finite"):
+            chain_bound([np.eye(3), np.eye(3)], work=work)
 
 
 @pytest.mark.parametrize(
     ("weights", "told"),
     [
+        (None, "at least one weight matrix, got None"),
+        ([np.array([["a"]])], r"weights\[0\] has values that are not finite real numbers"),
         ([], "at least one weight matrix"),
         ([np.ones((2, 3)), np.ones((1, 3))], r"weights\[1\] reads 3 values, but weights\[0\] giv"),
         ([np.ones(3)], r"weights\[0\] must be a numpy array \[out, in\], got \[3\]"),

@@ -304,3 +304,69 @@ def test_threads_share_one_cache() -> None:
         assert list(pool.map(work, range(4))) == [0.0] * 4
     assert len(cache) <= 8
     assert cache.hits + cache.misses == 1600
+
+
+STRUCTURED = ["dirac", "permutation", "one entry", "few channels", "ones"]
+
+
+def structured(kind: str, side: int) -> np.ndarray:
+    rng, weight = np.random.default_rng(side), np.zeros((side, side, 3, 3))
+    if kind == "dirac":
+        weight[range(side), range(side), 1, 1] = 1
+    elif kind == "permutation":
+        weight[range(side), rng.permutation(side), 1, 1] = 2.5
+    elif kind == "one entry":
+        weight[3, 5, 0, 2] = -0.7
+    elif kind == "few channels":
+        weight[:8] = rng.standard_normal((8, side, 3, 3))
+    else:
+        weight[:] = 1
+    return weight
+
+
+@pytest.mark.parametrize("side", [65, 96, 128])
+@pytest.mark.parametrize("kind", STRUCTURED)
+def test_kernels_whose_blocks_have_few_eigenvalues_are_bounded_closely(
+    kind: str, side: int
+) -> None:
+    """Where Lanczos has found all there is, rounding must not pass for a new direction."""
+    weight = structured(kind, side)
+    geometry = Geometry((Axis(10, 3, low=1, high=1),) * 2)
+    steps, sizes = Steps.of(weight, geometry), (11, 11)
+    least = min(
+        max(
+            np.linalg.svd(blocks, compute_uv=False).max()
+            for blocks in steps.blocks(steps.frequencies(sizes, twist))
+        )
+        for twist in steps.twists
+    )
+    assert least * (1 - 1e-12) <= torus_norm(weight, geometry).value <= least * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("matrix", [np.eye(300), np.ones((512, 512)), np.zeros((280, 280))])
+def test_matrices_with_few_singular_values_are_bounded_closely(matrix: np.ndarray) -> None:
+    truth = np.linalg.norm(matrix, 2)
+    assert truth <= spectral.matrix_norm(matrix).value <= truth * (1 + 1e-4) + 1e-149
+    estimate = spectral.leading_vectors(matrix[None] * truth, 160)[0][0]
+    assert estimate == pytest.approx(truth**2, rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-90, 1e-130])
+@pytest.mark.parametrize("side", [5, 80])
+def test_groups_of_very_unequal_size_are_bounded_by_the_largest(scale: float, side: int) -> None:
+    weight = np.random.default_rng(3).standard_normal((2 * side, side, 3))
+    weight[side:] *= scale
+    geometry = Geometry((Axis(20, 3, low=1, high=1),), 2)
+    alone = torus_norm(weight[:side], Geometry(geometry.axes))
+    found = torus_norm(weight, geometry)
+    assert found.method == "torus cholesky"
+    assert found.value == pytest.approx(alone.value, rel=1e-5)
+
+
+def test_a_large_map_of_one_channel_is_bounded_on_the_plain_torus() -> None:
+    weight = np.random.default_rng(4).standard_normal((1, 1, 5, 5))
+    geometry = Geometry((Axis(384, 5, low=2, high=2),) * 2)
+    phases = np.exp(2j * np.pi * np.outer(np.arange(386), np.arange(5)) / 386)
+    blocks = np.abs(phases @ weight[0, 0] @ phases.T)
+    truth = blocks.max()
+    assert truth <= torus_norm(weight, geometry).value <= truth * (1 + 1e-9)
