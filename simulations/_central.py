@@ -121,18 +121,15 @@ class Views:
     def batches(self, size: int, epoch: int, random: np.random.Generator) -> Iterator[Batch]:
         """One pass over all images in random order, each in its view of this epoch.
 
-        Whole batches only. `logits` must hold the teacher's for every view. Epochs beyond the
-        number of views, as many again, see them mirrored, so that no image comes twice alike
-        sooner than need be; a teacher trained on mirrored images says nearly the same of them.
+        Whole batches only. `logits` must hold the teacher's for every view.
         """
-        logits, turned = torch.stack(self.logits), epoch // self.count % 2 == 1
+        logits = torch.stack(self.logits)
         order = torch.from_numpy(random.permutation(len(self)))
         for start in range(0, len(self) - size + 1, size):
             places = order[start : start + size]
             views = (self._first[places] + epoch) % self.count
             targets = self.targets(places, views, logits.shape[-1])
-            inputs = self.inputs(places, views)
-            yield inputs.flip(3) if turned else inputs, targets, logits[views, places]
+            yield self.inputs(places, views), targets, logits[views, places]
 
 
 @dataclass(frozen=True)

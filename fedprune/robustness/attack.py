@@ -126,11 +126,12 @@ class _Search:
         self, model: nn.Module, inputs: Tensor, labels: Tensor, radii: Tensor, factor: Tensor,
         limits: tuple[Tensor, Tensor] | None, seed: int,
     ) -> None:  # fmt: skip
-        self._model, self.inputs, self._labels = model, inputs, labels
+        self._model, self.inputs = model, inputs
         self.radii, self._factor, self._limits = radii, factor, limits
         draw = SimulationRandomness(seed, "robustness", "attack").torch_seed()
         self._generator = torch.Generator().manual_seed(draw)
         self.num_classes = _num_classes(model, inputs)
+        self._labels = check_labels(labels, len(inputs), self.num_classes).cpu()
         self.best = torch.zeros_like(inputs)
         self._score = self._excess(self.best)
 
@@ -149,8 +150,7 @@ class _Search:
         factor = input_scale(input_std, tuple(points.shape))
         factor = torch.ones(points.shape[1:], dtype=torch.float64) if factor is None else factor
         limits = None if input_range is None else check_range(points, input_range)
-        truth = check_labels(labels, len(points), _num_classes(double, points)).cpu()
-        return cls(double, points, truth, lengths, factor, limits, seed)
+        return cls(double, points, labels, lengths, factor, limits, seed)
 
     def spread(self, values: Tensor) -> Tensor:
         return values.reshape(-1, *[1] * (self.inputs.ndim - 1))

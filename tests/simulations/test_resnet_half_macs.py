@@ -61,22 +61,6 @@ def test_mixtures_are_of_two_images_and_of_their_labels(share: float) -> None:
 
 
 @pytest.mark.usefixtures("script")
-def test_views_come_back_mirrored_with_what_the_teacher_said_of_them() -> None:
-    rows = data.load("cifar10").train
-    views = importlib.import_module("_central").Views(rows, 100, 3, 1, 0.5)
-    views.logits = list(torch.randn(3, 100, 10))
-    for epoch in (0, 2):
-        first = next(views.batches(100, epoch, np.random.default_rng(2)))
-        again = next(views.batches(100, epoch + 3, np.random.default_rng(2)))
-        third = next(views.batches(100, epoch + 6, np.random.default_rng(2)))
-        torch.testing.assert_close(again[0], first[0].flip(3))
-        torch.testing.assert_close(third[0], first[0])
-        assert not torch.equal(again[0], first[0])
-        for one in (again, third):
-            torch.testing.assert_close(one[1:], first[1:])
-
-
-@pytest.mark.usefixtures("script")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_teacher_is_asked_in_order_however_many_threads_ask(threads: int) -> None:
     rows = data.load("cifar10").train
