@@ -73,7 +73,7 @@ def finish(
         found: what the study found; its keys are kept as they are.
         draw: writes the picture.
     """
-    config = {"small": arguments.small} | asdict(setting) | _named(arguments)
+    config = _named(arguments) | asdict(setting)
     timed = found | {"seconds": round(time.perf_counter() - begun, 1)}
     return tell(doc, arguments, config, timed, draw)
 
@@ -130,8 +130,9 @@ def _shown(script: str) -> str:
 
 
 def _named(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("dataset", "model", "weights", "rows", "test_rows")
-    shown = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    """Every option that says what is studied: not the places, not what is left to the setting."""
+    places = ("root", "work", "out", "seed")
+    shown = {k: v for k, v in vars(arguments).items() if k not in places and v is not None}
     if "weights" in shown:
         shown["weights"] = Path(shown["weights"]).name
     return shown

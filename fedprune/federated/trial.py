@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from fedprune.copying import copy_model
 
 _ROWS = 4  # of the batch that a network is tried with
 _TOLERANCE = 1e-3
@@ -32,7 +33,7 @@ def traits_of(model: nn.Module, input_shape: tuple[int, ...]) -> Traits:
 
     The answer depends on the network alone, so that every process finds the same.
     """
-    tried = copy.deepcopy(model)
+    tried = copy_model(model)
     batch = torch.randn(_ROWS, *input_shape, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
         return Traits(_draws(tried, batch), _takes_channels_last(tried, batch))

@@ -6,7 +6,6 @@ says something else, it is skipped with the reason.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx import symbolic_trace
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from fedprune.copying import copy_model
 from fedprune.errors import ConfigError
 from fedprune.hardware._modes import evaluating, threads_set_to
 
@@ -88,7 +88,7 @@ def _try(
         # What is copied or traced in inference mode can be used nowhere else.
         with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad():
             warnings.simplefilter("ignore")  # deprecations of ways that still work here
-            own = copy.deepcopy(model).eval().requires_grad_(False)
+            own = copy_model(model).eval().requires_grad_(False)
             built = VARIANTS[name](own, batch.clone())
             answer = built(batch.clone())
     except Exception as error:  # what a compiler without a compiler raises cannot be listed
@@ -121,7 +121,7 @@ def fold_norms(model: nn.Module) -> nn.Module:
     Raises:
         Exception: whatever `torch.fx` raises where it cannot trace the network.
     """
-    traced = symbolic_trace(copy.deepcopy(model).eval())
+    traced = symbolic_trace(copy_model(model).eval())
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
         norm = modules.get(str(node.target)) if node.op == "call_module" else None

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedprune.copying import copy_model
 from fedprune.errors import RobustnessError
 from fedprune.robustness.affine import Affine
 from fedprune.robustness.arguments import check_labels, check_radius, check_whole
 from fedprune.robustness.branches import Extremum, Stack
 from fedprune.robustness.live_layers import apply_live, head_rows, live_layers, scale_of
-from fedprune.robustness.model_checks import check_module, copy_model
+from fedprune.robustness.model_checks import check_module
 from fedprune.robustness.network import Network, Std, input_scale
 from fedprune.robustness.operations import Concatenation, Diagonal, Sum
 from fedprune.robustness.tracer import lower

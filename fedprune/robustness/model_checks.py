@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from fedprune.copying import copy_model, tensors_in
 from fedprune.errors import RobustnessError
 from fedprune.randomness import SimulationRandomness
 from fedprune.robustness.arguments import check_tensor, kind
@@ -43,17 +42,6 @@ class Untouched(nn.Module):
 def private_copy(model: nn.Module, dtype: torch.dtype = torch.float64) -> Untouched:
     """Copy a model to the CPU in one precision; the copy leaves its inputs as they are."""
     return Untouched(copy_model(model).to(device="cpu", dtype=dtype))
-
-
-def copy_model(model: nn.Module) -> nn.Module:
-    """Copy a model, also one that keeps results of its last call, which torch would not copy."""
-    kept = [
-        tensor
-        for module in model.modules()
-        for tensor in _tensors(list(vars(module).values()))
-        if tensor.grad_fn is not None
-    ]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept})
 
 
 def check_model(model: nn.Module) -> None:
@@ -188,12 +176,12 @@ class _Overwriting(fx.Interpreter):
         for source in n.all_input_nodes:
             if source in self._lost and self.read is None and not asks_shape(n):
                 self.read = (n.name, source.name, self._lost[source])
-        given = [t for source in n.all_input_nodes for t in _tensors(self.env[source])]
+        given = [t for source in n.all_input_nodes for t in tensors_in(self.env[source])]
         before = [tensor._version for tensor in given]
         result = super().run_node(n)
         written = [t for t, version in zip(given, before, strict=True) if t._version != version]
         for node, value in self.env.items():
-            if any(_share(tensor, other) for tensor in _tensors(value) for other in written):
+            if any(_share(tensor, other) for tensor in tensors_in(value) for other in written):
                 self._lost.setdefault(node, n.name)
         return result
 
@@ -203,16 +191,6 @@ def asks_shape(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in SHAPE_METHODS
     return node.target is getattr and node.args[1] in SHAPE_ATTRIBUTES
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for inner in value:
-            yield from _tensors(inner)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
 
 
 def _share(left: Tensor, right: Tensor) -> bool:

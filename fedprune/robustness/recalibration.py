@@ -30,8 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedprune.copying import copy_model
 from fedprune.errors import RobustnessError
-from fedprune.robustness.model_checks import copy_model
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 NORMALISED_BY = ("stored", "batch")

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, fx, nn
 
+from fedprune.copying import copy_model
 from fedprune.errors import RobustnessError, UnsupportedOpError
 from fedprune.robustness.affine import Affine, Dense
 from fedprune.robustness.arguments import check_tensor
@@ -24,7 +25,6 @@ from fedprune.robustness.model_checks import (
     check_example,
     check_model,
     check_overwriting,
-    copy_model,
 )
 from fedprune.robustness.network import Network, Step
 from fedprune.robustness.operations import Diagonal, Operation

@@ -7,7 +7,6 @@ that went are removed again.
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune import models, pruning
+from fedprune.copying import copy_model
 from fedprune.errors import LayoutMismatchError, RunError
 
 
@@ -151,4 +151,4 @@ def _template(architecture: Architecture) -> tuple[nn.Module, pruning.UnitLayout
 
 def _build(architecture: Architecture) -> tuple[nn.Module, pruning.UnitLayout]:
     network, layout = _template(architecture)
-    return copy.deepcopy(network), layout
+    return copy_model(network), layout

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 import subprocess
@@ -57,6 +58,15 @@ def test_results_say_what_ran_where_with_what(run_small) -> None:
     for key in ("question", "date", "seed", "config", "versions", "machine", "seconds"):
         assert key in result
     assert result["config"]["draws"] == 2
+
+
+def test_results_name_every_option_that_says_what_is_studied(study) -> None:
+    options = argparse.Namespace(
+        root="here", out="there", seed=3, small=True, side=28, keep=None, weights="a/b.pt", steps=9
+    )
+    assert study("_study_results")._named(options) == {
+        "small": True, "side": 28, "weights": "b.pt", "steps": 9,
+    }  # fmt: skip
 
 
 def test_no_order_of_removal_beats_the_best_subset(run_small) -> None:

@@ -7,12 +7,12 @@ Carbin 2019, "The Lottery Ticket Hypothesis") or to step k, early in training (F
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from fedprune.copying import copy_model
 from fedprune.errors import ModelError, PruningError
 from fedprune.pruning.structure.layout import UnitLayout
 from fedprune.pruning.structure.surgery import mask_model, shrink
@@ -69,7 +69,7 @@ def with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         ModelError: naming the first tensor that is missing, unknown, misshapen or not finite.
     """
-    duplicate = copy.deepcopy(model)
+    duplicate = copy_model(model)
     own = duplicate.state_dict()
     for name in (*own, *state):
         _check(name, own, state, type(model).__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from fedprune.copying import copy_model
 from fedprune.errors import ModelError, PruningError
 from fedprune.pruning.structure.layout import UnitLayout
 from fedprune.pruning.structure.members import Layer, Site
@@ -36,7 +36,7 @@ def prepare(model: nn.Module, layout: UnitLayout) -> nn.Module:
     """
     layout.check_model(model)
     check_separable(model, layout)
-    prepared = copy.deepcopy(model).eval().requires_grad_(False)
+    prepared = copy_model(model).eval().requires_grad_(False)
     modules: list[Any] = list(prepared.modules())
     for module in modules:
         if getattr(module, "inplace", False):
@@ -110,8 +110,7 @@ def run_checked(model: nn.Module, inputs: Tensor, call: Callable[[Tensor], Any])
 
 def share_parameters(model: nn.Module) -> nn.Module:
     """Copy a model's modules for another thread; both hold the same parameters."""
-    parameters: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-    return copy.deepcopy(model, parameters)
+    return copy_model(model, shared=model.parameters())
 
 
 def check_precision_name(precision: str) -> None:

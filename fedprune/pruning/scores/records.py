@@ -9,12 +9,12 @@ to itself. A record whose scores cannot be computed has scores of zero.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from fedprune.copying import copy_model
 from fedprune.errors import ModelError
 from fedprune.models.widened import widen
 from fedprune.pruning.scores.clients import Source
@@ -47,7 +47,7 @@ def score_records(
         PruningError: if the criterion is unknown or needs a seed.
         ModelError: if the model gives nothing finite even for inputs of zeros.
     """
-    steady = copy.deepcopy(model).requires_grad_(False)
+    steady = copy_model(model).requires_grad_(False)
     widen(steady)
     score = _taylor(steady, layout) if criterion == "taylor" else _named(model, layout, criterion)
     if len(records) == 0:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from fedprune.copying import copy_model
 from fedprune.errors import LayoutMismatchError
 from fedprune.pruning.structure.layout import UnitLayout
 from fedprune.pruning.structure.surgery import shrink
@@ -33,7 +32,7 @@ def embed(small: nn.Module, dense: nn.Module, layout: UnitLayout, mask: Tensor) 
         raise LayoutMismatchError(
             f"the small model is not what the mask leaves of this {type(dense).__name__}"
         )
-    whole = copy.deepcopy(dense)
+    whole = copy_model(dense)
     with torch.no_grad():
         for name, tensor in whole.state_dict().items():
             if tensor.is_floating_point():
@@ -47,7 +46,7 @@ def embed(small: nn.Module, dense: nn.Module, layout: UnitLayout, mask: Tensor) 
 
 def _numbered(model: nn.Module) -> nn.Module:
     """Copy a model with every number replaced by its own place, so that slicing tells places."""
-    numbered = copy.deepcopy(model).double()  # exact up to 2^53 places
+    numbered = copy_model(model).double()  # exact up to 2^53 places
     with torch.no_grad():
         for tensor in numbered.state_dict().values():
             if tensor.is_floating_point():

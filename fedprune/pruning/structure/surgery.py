@@ -5,7 +5,6 @@ The slicing of each layer is torch-pruning's; which channels go is the layout's.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import torch_pruning as tp
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedprune.copying import copy_model
 from fedprune.errors import PruningError
 from fedprune.pruning.structure.members import DEPTHWISE_MARK, Layer
 
@@ -107,7 +107,7 @@ def _copied(
 ) -> tuple[nn.Module, dict[str, nn.Module]]:
     layout.check_model(model)
     _check_alive(layout, layout.checked(mask).numpy())
-    duplicate = copy.deepcopy(model)
+    duplicate = copy_model(model)
     return duplicate, dict(duplicate.named_modules())
 
 

@@ -6,7 +6,6 @@ and says which channels of which operations are tied to each other.
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from fedprune.copying import copy_model
 from fedprune.errors import ModelError, PruningError
 from fedprune.hardware.cost import counting_macs
 from fedprune.pruning.structure.members import CONVOLUTIONS, NORMS, has_channels
@@ -153,10 +153,7 @@ def _check(model: nn.Module, example_input: Tensor) -> None:
 
 
 def _traceable_copy(model: nn.Module) -> nn.Module:
-    try:
-        body = copy.deepcopy(model).eval()
-    except RuntimeError as error:
-        raise ModelError(f"{type(model).__name__} cannot be copied: {one_line(error)}") from error
+    body = copy_model(model).eval()
     for parameter in body.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)  # a frozen layer would be invisible to the trace
@@ -215,7 +212,7 @@ def _dependency_graph(framed: _Framed, example_input: Tensor, name: str) -> Any:
 
 def moving_operations(model: nn.Module, example_input: Tensor) -> str:
     """Say which operations of a model put channels in other places, for a refusal's sentence."""
-    watched = copy.deepcopy(model)  # a layer that computes its weights would keep their history
+    watched = copy_model(model)  # a layer that computes its weights would keep their history
     with torch.enable_grad():
         pending, seen, found = [watched(example_input.clone()).grad_fn], set(), set()
     while pending:

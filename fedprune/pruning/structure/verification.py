@@ -7,12 +7,12 @@ frozen.
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from fedprune.copying import copy_model
 from fedprune.errors import ModelError
 from fedprune.pruning.structure.members import CONVOLUTIONS, is_selection
 from fedprune.pruning.structure.surgery import mask_model, shrink
@@ -122,8 +122,8 @@ def _trial_model(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, Te
     Weights of its own are a last resort, for models that give no finite output with others:
     fresh biases of zero, say, would hide what random ones show.
     """
-    own = copy.deepcopy(model).eval()
-    drawn = copy.deepcopy(own)
+    own = copy_model(model).eval()
+    drawn = copy_model(own)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for module in drawn.modules():
@@ -132,7 +132,7 @@ def _trial_model(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, Te
     for trial in (drawn, own):
         for example in _inputs_like(example_input):
             if example.is_floating_point() and _size(model) <= _LARGE:
-                precise = copy.deepcopy(trial).double()
+                precise = copy_model(trial).double()
                 if _runs(precise, example.double()):
                     return precise, example.double()
             if _runs(trial, example):

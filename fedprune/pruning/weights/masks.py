@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
+from fedprune.copying import copy_model
 from fedprune.errors import PruningError
 from fedprune.pruning.structure.layout import UnitLayout
 from fedprune.pruning.structure.members import CONVOLUTIONS, is_selection
@@ -152,7 +152,7 @@ def masks_of_units(model: nn.Module, layout: UnitLayout, mask: Tensor) -> StudyM
         LayoutMismatchError: if the model's layers are not the layout's.
         PruningError: if the mask does not fit.
     """
-    marked = copy.deepcopy(model)
+    marked = copy_model(model)
     with torch.no_grad():
         for parameter in marked.parameters():
             parameter.fill_(1)
@@ -166,7 +166,7 @@ def apply_masks(model: nn.Module, masks: StudyMasks) -> nn.Module:
     Raises:
         PruningError: if the masks are not of this model.
     """
-    duplicate = copy.deepcopy(model)
+    duplicate = copy_model(model)
     hold_at_zero_(duplicate, masks)
     return duplicate
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedprune.copying import copy_model
 from fedprune.errors import ModelError
 from fedprune.hardware.parallel import Spares, map_in_order
 from fedprune.pruning.scores.clients import Clients
@@ -71,7 +71,7 @@ class _WeightGradients:
     def of(cls, question: Question) -> _WeightGradients:
         question.layout.check_model(question.model)
         check_separable(question.model, question.layout)
-        model = copy.deepcopy(question.model).eval().requires_grad_(False)
+        model = copy_model(question.model).eval().requires_grad_(False)
         units = {}
         for layer in question.layout.layers:
             module = model.get_submodule(layer.name)
