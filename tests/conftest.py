@@ -17,9 +17,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each wou
 import numpy as np  # like torch it asks for the number of threads when it is imported
 import torch
 from helpers import run_small
+from hypothesis import settings
 
 # A shell's background jobs ignore Ctrl-C, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+settings.register_profile("untimed", deadline=None)  # a busy machine is not a wrong answer
+settings.load_profile("untimed")
 torch.manual_seed(0)  # for networks that a test file makes when it is imported
 
 REPOSITORY = Path(__file__).resolve().parent.parent

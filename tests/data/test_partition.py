@@ -71,7 +71,7 @@ def divisions(draw: st.DrawFn) -> tuple[data.Dataset, str, dict[str, float]]:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(divisions())
 def test_every_row_goes_to_exactly_one_client_and_no_client_is_empty(
     division: tuple[data.Dataset, str, dict[str, float]],

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune import data
@@ -45,7 +45,6 @@ schemas = st.integers(1, 4).flatmap(
 )
 
 
-@settings(deadline=None)
 @given(schemas)
 def test_a_schema_comes_back_from_its_one_line(schema: Schema) -> None:
     text = schema.to_json()
@@ -53,7 +52,6 @@ def test_a_schema_comes_back_from_its_one_line(schema: Schema) -> None:
     assert Schema.from_json(text) == schema
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -69,7 +67,6 @@ def test_whatever_stands_in_a_field_gives_a_schema_or_a_data_error(value: Any, k
     assert Schema.from_json(schema.to_json()) == schema
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_any_text_gives_a_schema_or_a_data_error(text: str) -> None:
     with pytest.raises(DataError):

@@ -100,7 +100,7 @@ rows_of_clients = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rows_of_clients)
 def test_the_tables_of_clients_add_up_to_the_table_of_all_rows(rows) -> None:
     dense, pruned, groups, clients = (list(column) for column in zip(*rows, strict=True))
@@ -113,7 +113,7 @@ def test_the_tables_of_clients_add_up_to_the_table_of_all_rows(rows) -> None:
         assert tables[client].sum() == len(own)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rows_of_clients, st.tuples(st.booleans(), st.booleans(), st.integers(0, 3)))
 def test_one_more_record_changes_one_cell_by_one(rows, record) -> None:
     dense, pruned, groups, _ = (list(column) for column in zip(*rows, strict=True))

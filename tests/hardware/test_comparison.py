@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 from torch import Tensor, nn
@@ -66,7 +66,6 @@ def test_too_few_values_have_no_interval() -> None:
         median_interval(np.arange(5.0))
 
 
-@settings(deadline=None)
 @given(shuffled=st.booleans())
 def test_every_work_has_one_time_a_turn_in_any_order(shuffled: bool) -> None:
     log: list[str] = []

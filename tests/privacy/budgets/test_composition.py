@@ -79,7 +79,7 @@ def test_fifty_fold_randomised_response_has_the_published_epsilon() -> None:
     assert epsilon_of([(PureEvent(0.2), 20), (PureEvent(0.2), 30)], 1e-5, REPLACEMENT) == ours
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     epsilons=st.lists(st.floats(0.05, 2.5), min_size=1, max_size=9),
     log_delta=st.floats(-25.0, -1.5),
@@ -170,7 +170,7 @@ def test_a_zero_concentrated_event_costs_at_least_its_gaussian_and_at_most_its_r
     assert split == pytest.approx(mixed, rel=1e-6)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     events=st.lists(EVENTS, min_size=1, max_size=4),
     more=EVENTS,
@@ -190,7 +190,7 @@ def test_epsilon_never_falls_when_an_event_is_added_nor_with_their_order(
     assert epsilon_of(counted, delta / 10, ADD_REMOVE_RECORD) >= before * (1 - 2e-4)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(event=EVENTS, log_delta=st.floats(-20.0, -4.0))
 @example(event=SubsampledGaussianEvent(2.0, 0.03125, 1), log_delta=-4.0)  # epsilon is 0
 @example(event=ZeroConcentratedEvent(0.0001), log_delta=-18.0)
@@ -234,7 +234,6 @@ def test_a_loss_on_a_coarse_lattice_is_never_below_the_true_curve(removed: bool)
 
 
 @given(tilt=st.floats(0.05, 3.0), count=st.integers(1, 40))
-@settings(deadline=None)
 def test_a_tilted_sum_is_the_plain_convolution(tilt: float, count: int) -> None:
     one = Lattice(0.5, -2, np.array([0.2, 0.0, 0.3, 0.4, 0.1]))
     total = tilted_sum([(one, count)], tilt, 1e-12)

@@ -48,7 +48,7 @@ def let_through(budget: Budget, events: list[Event]) -> tuple[list[Event], Fract
 
 
 @pytest.mark.parametrize("number", range(len(BUDGETS)))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_what_a_filter_lets_through_means_no_more_than_its_budget(
     number: int, data: st.DataObject
@@ -62,7 +62,7 @@ def test_what_a_filter_lets_through_means_no_more_than_its_budget(
 
 
 @pytest.mark.parametrize("number", range(len(BUDGETS)))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_the_order_of_events_does_not_matter_and_an_event_never_lowers_what_is_spent(
     number: int, data: st.DataObject
@@ -77,7 +77,6 @@ def test_the_order_of_events_does_not_matter_and_an_event_never_lowers_what_is_s
     assert all(a <= b * (1 + 1e-6) for a, b in pairwise(shown))
 
 
-@settings(deadline=None)
 @given(
     epsilon=st.floats(0.05, 20.0),
     log_delta=st.floats(-30.0, -2.0),

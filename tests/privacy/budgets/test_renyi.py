@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dp_accounting import rdp as google
 from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opacus.accountants.analysis import rdp as opacus
 from scipy.integrate import quad
@@ -67,7 +67,6 @@ def test_a_sampled_gaussian_is_the_integral_and_the_other_direction_is_less(
     assert moment(True) <= ours
 
 
-@settings(deadline=None)
 @given(
     noise=st.floats(0.5, 10.0),
     rate=st.floats(1e-4, 0.99),
@@ -85,7 +84,6 @@ def test_between_whole_orders_the_bound_lies_above_the_exact_divergence(
     assert renyi_of(SubsampledGaussianEvent(noise, rate, 1), order) >= exact * (1 - 1e-7) - 1e-10
 
 
-@settings(deadline=None)
 @given(epsilon=st.floats(1e-4, 60.0), order=st.sampled_from(ORDERS))
 def test_a_pure_event_has_the_divergence_of_randomised_response(
     epsilon: float, order: float
@@ -98,7 +96,6 @@ def test_a_pure_event_has_the_divergence_of_randomised_response(
     assert ours <= min(epsilon, order * pure_rho(epsilon))
 
 
-@settings(deadline=None)
 @given(epsilon=st.floats(1e-3, 60.0))
 def test_the_rho_of_a_pure_event_is_its_divergence_near_order_one_and_never_above_half_its_square(
     epsilon: float,
@@ -108,7 +105,6 @@ def test_the_rho_of_a_pure_event_is_its_divergence_near_order_one_and_never_abov
     assert pure_rho(epsilon) <= epsilon**2 / 2 * (1 + 1e-9)
 
 
-@settings(deadline=None)
 @given(rho=st.floats(1e-6, 20.0), log_delta=st.floats(-30.0, -1.0), more=st.floats(1.0, 3.0))
 def test_conversions_are_monotone_and_never_better_than_the_exact_gaussian(
     rho: float, log_delta: float, more: float
@@ -131,7 +127,6 @@ def test_conversions_equal_dp_accountings() -> None:
         assert epsilon_from_renyi(0.7, order, 1e-6) == pytest.approx(float(theirs), rel=1e-9)
 
 
-@settings(deadline=None)
 @given(epsilon=st.floats(0.1, 30.0), log_delta=st.floats(-30.0, -1.0))
 def test_a_capacity_is_the_inverse_of_the_conversion_rounded_down(
     epsilon: float, log_delta: float
@@ -162,7 +157,6 @@ def test_what_underflows_is_still_charged() -> None:
     assert grid_up(renyi_of(SubsampledGaussianEvent(1e200, 1e-9, 1), 2.0)) == Fraction(1, 2**40)
 
 
-@settings(deadline=None)
 @given(st.floats(-1e9, 1e9))
 def test_rounding_errs_on_the_stated_side(value: float) -> None:
     assert below(value) < value < above(value)

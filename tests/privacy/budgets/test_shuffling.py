@@ -105,7 +105,7 @@ def test_the_blanket_bounds_the_exact_privacy_of_shuffled_threshold_responses(
         assert bound <= central_delta(local, reports, epsilon)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
     local=st.floats(0.05, 10.0),
     reports=st.integers(2, 100_000),
@@ -125,7 +125,7 @@ def test_shuffling_never_hurts_and_more_reports_never_hurt(
         assert at <= delta * (1 + 1e-9)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(
     central=st.floats(0.05, 5.0), reports=st.integers(2, 50_000), log_delta=st.floats(-25.0, -3.0)
 )

@@ -203,7 +203,7 @@ def test_assigned_blocks_are_no_evidence_of_shared_randomness() -> None:
 
 
 @given(st.sampled_from(MECHANISMS), st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_noise_does_not_depend_on_the_mask(mechanism: ThresholdResponse, seed: int) -> None:
     masks = masks_of(mechanism, 20, seed)
     noise = Noise.of(mechanism, masks, honest_reports(mechanism, masks, seed))

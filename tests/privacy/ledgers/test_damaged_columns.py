@@ -138,7 +138,7 @@ def test_the_whole_ledgers_are_whole(whole: Path) -> None:
         assert verify(path).holds
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     column=st.sampled_from([name for name in COLUMNS if name != "seq"]),
     row=st.integers(1, 4),
@@ -157,7 +157,7 @@ def test_a_column_of_another_type_is_named_with_its_row(
         assert f"row {row}: {flaw}" in refused(path)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     column=st.sampled_from([name for name in COLUMNS if name != "seq"]),
     row=st.integers(1, 6),

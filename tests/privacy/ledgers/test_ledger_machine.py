@@ -242,5 +242,5 @@ class LedgerMachine(RuleBasedStateMachine):
         assert not os.path.exists(self.folder)
 
 
-LedgerMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+LedgerMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25)
 TestLedgerMachine = LedgerMachine.TestCase

@@ -302,7 +302,7 @@ def test_a_receipt_for_another_answer_is_refused_by_the_field_that_differs(
 texts = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=200)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts, texts, texts, st.binary(max_size=300), st.floats(1e-6, 64), st.integers(1, 2**63 - 1))
 def test_a_line_gives_the_receipt_back(
     tmp_path_factory: pytest.TempPathFactory,

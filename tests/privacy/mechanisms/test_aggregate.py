@@ -69,7 +69,7 @@ def test_the_sensitivity_is_the_largest_distance_of_two_masks(keep: int | None) 
     assert AggregateMechanism(1.0, 1e-6, d, 10, keep).squared_sensitivity == largest
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     epsilon=st.floats(0.05, 40),
     delta=st.floats(1e-10, 1e-3),

@@ -155,7 +155,7 @@ def test_each_source_gives_the_same_draws_alone_and_in_a_cohort() -> None:
     assert law.sample([], 3).shape == (0, 3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.fractions(min_value=Fraction(1, 50), max_value=400, max_denominator=1000))
 def test_enclosures_hold_the_cumulative_probabilities(variance: Fraction) -> None:
     table = discrete_gaussian._enclosures(Fraction(0), 1 / (2 * variance), 40)

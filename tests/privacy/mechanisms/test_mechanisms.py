@@ -24,7 +24,7 @@ from fedprune.privacy.mechanisms.special_cases import (
 )
 from fedprune.randomness import SecureRandomness, SimulationRandomness
 
-FAST = settings(max_examples=40, deadline=None)
+FAST = settings(max_examples=40)
 epsilons = st.floats(1e-3, 16.0)
 
 
@@ -88,7 +88,7 @@ def test_flipping_every_bit_stays_within_pure_epsilon(epsilon: float, units: int
     assert mechanism.pure_epsilon == epsilon
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0.05, 8.0), st.integers(1, 12), st.sampled_from([1e-9, 1e-5, 1e-2, 0.3]))
 def test_flipping_every_bit_stays_within_epsilon_and_delta(
     epsilon: float, units: int, delta: float
@@ -216,7 +216,7 @@ def test_masks_of_another_length_or_type_are_refused(name: str) -> None:
     assert mechanism.randomize_many(np.ones((0, 10), bool), []) == []
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(
         [

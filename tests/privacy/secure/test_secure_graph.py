@@ -71,7 +71,7 @@ def test_the_degree_grows_slowly() -> None:
     assert degrees[-1] < 1.5 * degrees[0]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(2, 260), st.integers(0, 10**6), st.data())
 def test_neighbours_are_mutual_and_slots_are_where_holders_stand(
     n: int, first: int, data: st.DataObject

@@ -133,7 +133,7 @@ def full_round(n: int, min_survivors: int, **more: object) -> Round:
     return made
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     n=st.integers(2, 12),
     colluding=st.integers(0, 2),

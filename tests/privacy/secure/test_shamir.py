@@ -50,7 +50,7 @@ def test_the_field_has_a_prime_number_of_elements_and_holds_every_secret() -> No
     assert PRIME > 2**256
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.binary(min_size=32, max_size=32), st.integers(1, 6), st.integers(0, 4), st.data())
 def test_any_threshold_of_shares_gives_the_secret_back(
     secret: bytes, threshold: int, spare: int, data: st.DataObject

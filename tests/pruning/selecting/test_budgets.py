@@ -55,7 +55,7 @@ def shares(layout: UnitLayout, mask: Tensor) -> dict[str, float]:
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=names, seed=seeds, fill=st.sampled_from(["ranking", "value"]),
     limits=st.dictionaries(st.sampled_from(["keep_units", "keep_macs", "keep_params"]),
@@ -74,7 +74,7 @@ def test_several_budgets_hold_at_once_and_nothing_more_fits_into_all(
         assert any(shares(layout, more)[key] > limit for key, limit in limits.items())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=names, seed=seeds, step=st.sampled_from([2, 4, 8, 16]), keep=st.floats(0.5, 1.0),
     budget=st.sampled_from(["keep_units", "keep_macs", "keep_params"]),
@@ -101,7 +101,7 @@ def test_widths_are_multiples_or_whole_and_the_budget_is_not_overshot(
             assert width == len(group)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(name=names, seed=seeds, step=st.sampled_from([1, 4]), keep=st.floats(0.8, 1.0))
 def test_within_a_group_the_best_units_stay(name: str, seed: int, step: int, keep: float) -> None:
     layout, scores = LAYOUTS[name], draw(LAYOUTS[name], seed)
@@ -113,7 +113,7 @@ def test_within_a_group_the_best_units_stay(name: str, seed: int, step: int, kee
                 assert float(own[stays].min()) >= float(own[~stays].max())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(name=names, seed=seeds, keep=st.floats(0.1, 1.0))
 def test_per_layer_every_group_keeps_the_same_share_to_the_nearest_unit(
     name: str, seed: int, keep: float
@@ -127,7 +127,7 @@ def test_per_layer_every_group_keeps_the_same_share_to_the_nearest_unit(
         assert width == 1 or abs(width - keep * size) <= 2
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=seeds, keep=st.floats(0.4, 1.0))
 def test_isomorphic_groups_compete_and_others_keep_their_share(seed: int, keep: float) -> None:
     scores = draw(IMAGES, seed)
@@ -150,7 +150,7 @@ def test_groups_of_one_structure_are_one_class_whatever_their_widths() -> None:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=seeds, keep=st.floats(0.4, 0.95), cost=st.sampled_from(["macs", "params"]))
 def test_the_knapsack_keeps_at_least_the_rankings_score_and_nearly_the_best(
     seed: int, keep: float, cost: str

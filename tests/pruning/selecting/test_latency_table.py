@@ -56,7 +56,7 @@ def test_a_prediction_is_the_sum_of_the_layers_times(mask: Tensor) -> None:
     assert TABLE.predict(LAYOUT, mask) == pytest.approx(by_hand(mask))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @example(seed=0, keep=0.40625, step=1)
 @given(seed=st.integers(0, 10**6), keep=st.floats(0.3, 1.0), step=st.sampled_from([1, 2]))
 def test_a_budget_of_time_is_held_and_between_two_groups_the_best_score_kept(

@@ -64,7 +64,7 @@ def test_many_clients_select_as_each_one_would(rows: list[Tensor], keep: float, 
         assert torch.equal(mask, select(row, LAYOUT, keep_units=keep, floor=floor))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     scores=scores_of,
     keep=fractions,

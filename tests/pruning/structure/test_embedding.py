@@ -32,7 +32,7 @@ def changed(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", list(SHAPES))
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(seed=st.integers(0, 1000), keep=st.floats(0.3, 1))
 def test_shrinking_an_embedded_model_gives_the_small_one_again(
     name: str, seed: int, keep: float

@@ -127,7 +127,7 @@ def test_what_can_go_are_units_and_what_cannot_is_named_with_the_reason(name: st
 
 
 @pytest.mark.parametrize("name", NETS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 10**6), keep=st.sampled_from([0.0, 0.3, 0.7]))
 def test_any_mask_shrinks_exactly_and_costs_what_an_independent_counter_finds(
     name: str, seed: int, keep: float
