@@ -111,12 +111,18 @@ class Views:
         with ThreadPoolExecutor(at_once, None, torch.set_num_threads, (each,)) as pool:
             return torch.cat(list(pool.map(answers, torch.arange(len(self)).split(250))))
 
-    def plain_batches(self, size: int, random: np.random.Generator) -> Iterator[Tensor]:
-        """Inputs of one pass in random order, unmixed, each in its first view; whole batches."""
+    def first_views(
+        self, size: int, random: np.random.Generator, *, mixed: bool
+    ) -> Iterator[Tensor]:
+        """Inputs of one pass in random order, each in its first view; whole batches.
+
+        Mixed are those that are in training too, or none.
+        """
+        inputs = self.inputs if mixed else self.plain_inputs
         order = torch.from_numpy(random.permutation(len(self)))
         for start in range(0, len(self) - size + 1, size):
             places = order[start : start + size]
-            yield self.plain_inputs(places, self._first[places])
+            yield inputs(places, self._first[places])
 
     def batches(self, size: int, epoch: int, random: np.random.Generator) -> Iterator[Batch]:
         """One pass over all images in random order, each in its view of this epoch.

@@ -12,8 +12,9 @@ best public tool reports 93.77 % for a ResNet-56 on CIFAR-10 at 2.13 times fewer
         --weights DATA/weights/resnet20-12fca82f.th --work WORK --out RESULTS.json
 
 What is reported is the average of the weights after the last epoch, never the best epoch, with
-batch norm statistics of its own, from training images. The state
-is kept after every epoch, in files without code; the same command goes on from there.
+batch norm statistics of its own: of plain training images, or, with `--statistics views`, of the
+views that it was trained on, mixtures among them. The state is kept after every epoch, in files
+without code; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -142,7 +143,9 @@ class Study:
         for done, batch in enumerate(self._some_batches(step, random)):
             training.step(batch, 0.5 + 0.5 * done / max(options.minibatches, 1))
         training.close()
-        made = self._recalibrated(training.model, random)
+        made = self._recalibrated(
+            training.model, random, mixed=False
+        )  # units are scored on plain ones
         state = {f"model.{k}": v for k, v in made.state_dict().items()}
         found = self.accuracy(made)
         left = self.layout.macs(mask) / self.layout.total_macs
@@ -175,11 +178,12 @@ class Study:
             for done, batch in enumerate(batches):
                 loss += training.step(batch, (epoch * each + done) / (options.epochs * each))
             seconds = time.perf_counter() - begun
+            averaged = self._recalibrated(training.average, random, mixed=self._mixed)
             self.told["epochs"].append(
                 {
                     "loss": round(loss / each, 5),
                     "accuracy": self.accuracy(training.model.eval()),
-                    "averaged": self.accuracy(self._recalibrated(training.average, random)),
+                    "averaged": self.accuracy(averaged),
                     "seconds": round(seconds, 1),
                 }
             )
@@ -187,9 +191,15 @@ class Study:
             self._keep(training.state())
         training.close()
 
-    def _recalibrated(self, model: nn.Module, random: np.random.Generator) -> nn.Module:
-        """A copy with batch norm statistics from some training images, none of them mixed."""
-        batches = self.train.plain_batches(RECALIBRATED_BATCH, random)
+    @property
+    def _mixed(self) -> bool:
+        return bool(self.options.statistics == "views")
+
+    def _recalibrated(
+        self, model: nn.Module, random: np.random.Generator, *, mixed: bool
+    ) -> nn.Module:
+        """A copy with batch norm statistics from some training images."""
+        batches = self.train.first_views(RECALIBRATED_BATCH, random, mixed=mixed)
         return recalibrate(model, islice(batches, RECALIBRATED))
 
     def _finish(self) -> None:
@@ -199,7 +209,8 @@ class Study:
         own = {k.removeprefix("average."): v for k, v in state.items() if k.startswith("average.")}
         model.load_state_dict(own or model.state_dict())
         random = np.random.default_rng((self.options.seed, 500))
-        found = recalibrate(model.eval(), self.train.plain_batches(RECALIBRATED_BATCH, random))
+        batches = self.train.first_views(RECALIBRATED_BATCH, random, mixed=self._mixed)
+        found = recalibrate(model.eval(), batches)
         self.told["final"] = self.accuracy(found)
         self._keep(state | {f"final.{k}": v for k, v in found.state_dict().items()})
 
@@ -263,7 +274,8 @@ def result(study: Study) -> dict[str, Any]:
         f"{options.network} --weights {Path(options.weights).name} --epochs {options.epochs} "
         f"--keep-macs {options.keep_macs} --criterion {options.criterion} --fill {options.fill} "
         f"--rate {options.rate} --weight-decay {options.weight_decay} --views {options.views} "
-        f"--distill {options.distill} --mixed {options.mixed} --seed {options.seed}"
+        f"--distill {options.distill} --mixed {options.mixed} --statistics {options.statistics} "
+        f"--seed {options.seed}"
         f"{named_teacher(options)}{' --bfloat16' if options.bfloat16 else ''}",
         "date": date.today().isoformat(),
         "seed": options.seed,
@@ -338,6 +350,9 @@ def main() -> None:
     parser.add_argument("--teacher-weights", help="of that network")
     parser.add_argument("--views", type=int, default=12, help="fixed augmentations of an image")
     parser.add_argument("--mixed", type=float, default=0.0, help="share of views that are mixtures")
+    parser.add_argument(
+        "--statistics", choices=("plain", "views"), default="plain", help="of batch norms, reported"
+    )
     parser.add_argument("--bfloat16", action="store_true", help="compute passes in bfloat16")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=1)

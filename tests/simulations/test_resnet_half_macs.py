@@ -56,8 +56,14 @@ def test_mixtures_are_of_two_images_and_of_their_labels(share: float) -> None:
     assert ((own < 1).double().mean() - share).abs() < 0.1
     inputs, wanted, _ = next(views.batches(300, 1, np.random.default_rng(2)))
     assert bool((wanted.max(1).values == 1).all()) is (share == 0)
-    unmixed = next(views.plain_batches(300, np.random.default_rng(2)))
-    assert inputs.shape == unmixed.shape
+    first = {
+        mixed: next(views.first_views(300, np.random.default_rng(2), mixed=mixed))
+        for mixed in (False, True)
+    }
+    assert first[False].shape == first[True].shape == inputs.shape
+    changed = (first[False] != first[True]).flatten(1).any(1)
+    order = torch.from_numpy(np.random.default_rng(2).permutation(300))
+    assert torch.equal(changed, views._own[views._first[order], order] < 1)
 
 
 @pytest.mark.usefixtures("script")
@@ -78,7 +84,7 @@ def options(root: Path, work: Path) -> argparse.Namespace:
         minibatches=1, epochs=2, rate=0.05,
         weight_decay=5e-4,
         distill=0.5, teacher=None, teacher_weights=None, views=2, mixed=0.5,
-        bfloat16=False, threads=2, seed=1,
+        statistics="plain", bfloat16=False, threads=2, seed=1,
         images=256, work=work, out=None,
     )  # fmt: skip
 
@@ -114,6 +120,20 @@ def test_a_study_that_was_stopped_ends_as_one_that_was_not(
     for name, tensor in load_file(tmp_path / "whole" / "state.safetensors").items():
         other = load_file(tmp_path / "stopped" / "state.safetensors")[name]
         assert torch.equal(tensor, other), name
+
+
+def test_statistics_of_the_views_are_reported_where_asked_and_training_is_the_same(
+    script: ModuleType, data_root: Path, tmp_path: Path
+) -> None:
+    for statistics in ("plain", "views"):
+        asked = options(data_root, tmp_path / statistics)
+        asked.statistics = statistics
+        script.Study(asked).run()
+    plain, views = (load_file(tmp_path / name / "state.safetensors") for name in ("plain", "views"))
+    assert plain.keys() == views.keys()
+    for name, tensor in plain.items():
+        moves = name.startswith("final.") and "running" in name
+        assert torch.equal(tensor, views[name]) is not moves, name
 
 
 def test_another_study_is_not_continued_in_the_same_folder(
