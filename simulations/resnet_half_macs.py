@@ -143,9 +143,8 @@ class Study:
         for done, batch in enumerate(self._some_batches(step, random)):
             training.step(batch, 0.5 + 0.5 * done / max(options.minibatches, 1))
         training.close()
-        made = self._recalibrated(
-            training.model, random, mixed=False
-        )  # units are scored on plain ones
+        # Units are scored on plain images, whatever is reported in the end.
+        made = self._recalibrated(training.model, random, mixed=False)
         state = {f"model.{k}": v for k, v in made.state_dict().items()}
         found = self.accuracy(made)
         left = self.layout.macs(mask) / self.layout.total_macs
