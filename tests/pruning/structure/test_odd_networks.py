@@ -146,6 +146,40 @@ class _Product(nn.Module):
         return found
 
 
+def _up_and_down() -> nn.Module:
+    """A U-Net: what was found at full size joins what comes back from half of it."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        fine = functional.relu(net.enter(x))
+        coarse = net.up(functional.relu(net.down(fine)))
+        return net.out(functional.relu(net.merge(torch.cat([coarse, fine], 1)))).mean((2, 3))
+
+    return Net(
+        run, enter=nn.Conv2d(3, 8, 3, padding=1), down=nn.Conv2d(8, 12, 3, 2, 1),
+        up=nn.ConvTranspose2d(12, 6, 2, 2), merge=nn.Conv2d(14, 7, 3), out=nn.Conv2d(7, 4, 1),
+    )  # fmt: skip
+
+
+def _gated_block() -> nn.Module:
+    """The feed-forward block of today's language models (SwiGLU)."""
+    return Net(
+        lambda net, x: net.out(x + net.down(functional.silu(net.gate(x)) * net.up(x))),
+        gate=nn.Linear(10, 24, bias=False), up=nn.Linear(10, 24, bias=False),
+        down=nn.Linear(24, 10, bias=False), out=nn.Linear(10, 4),
+    )  # fmt: skip
+
+
+def _interleaved() -> nn.Module:
+    """Channels of two layers lie by turns in what a third one reads: they go in pairs."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        pairs = torch.stack([net.left(x), net.right(x)], 2).flatten(1, 2)
+        return net.out(functional.relu(net.mix(functional.relu(pairs))).mean((2, 3)))
+
+    return Net(run, left=nn.Conv2d(3, 8, 3), right=nn.Conv2d(3, 8, 3), mix=nn.Conv2d(16, 6, 1),
+               out=nn.Linear(6, 4))  # fmt: skip
+
+
 # What can go, by group, and what of the frozen reasons must be said.
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int], str]] = {
     "slices": (_slices, IMAGE, {"left": 5}, "slice"),
@@ -160,6 +194,9 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int], 
     "overwrites input": (_overwrites_input, IMAGE, {"enter": 8}, ""),
     "parametrized": (_parametrized, IMAGE, {"2": 6}, "0 computes its weight"),
     "product": (_Product, IMAGE, {"enter": 8}, ""),
+    "up and down": (_up_and_down, IMAGE, {"enter": 8, "down": 12, "up": 6, "merge": 7}, ""),
+    "gated block": (_gated_block, (10,), {"gate": 24}, ""),
+    "interleaved": (_interleaved, IMAGE, {"left": 8, "mix": 6}, ""),
 }
 
 
