@@ -37,7 +37,7 @@ def copy_model(model: Model, shared: Iterable[Tensor] = ()) -> Model:
     known |= {id(tensor): tensor.detach().clone() for tensor in kept}
     try:
         return copy.deepcopy(model, known)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise ModelError(f"{type(model).__name__} cannot be copied: {reason}") from error
 
