@@ -37,14 +37,14 @@ class Setting:
 
     Attributes:
         seeds: draws of the labels, each with a network of its own.
-        rows: training rows, few enough to be memorised.
+        memorised: training rows that are drawn from all, few enough to be learnt by heart.
         epochs: of training on random labels.
         tune_epochs: of fine-tuning after pruning.
         keep_units: fractions that stay.
     """
 
     seeds: int = 10
-    rows: int = 300
+    memorised: int = 300
     epochs: float = 200
     tune_epochs: float = 40
     keep_units: tuple[float, ...] = (0.7, 0.4, 0.2)
@@ -77,7 +77,7 @@ def one_network(
     setting: Setting, task: study.Problem, criteria: Sequence[str], seed: int
 ) -> list[dict[str, Any]]:
     """Train on random labels, prune, fine-tune: accuracies of every network on the way."""
-    drawn = with_random_labels(task, setting.rows, seed)
+    drawn = with_random_labels(task, setting.memorised, seed)
     model = study.train(
         task.fresh(seed), drawn.inputs, drawn.labels, epochs=setting.epochs, seed=seed, rate=0.05
     )

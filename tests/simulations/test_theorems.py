@@ -147,7 +147,7 @@ def test_the_risks_of_soft_and_hard_thresholds_agree_with_integration(
 
 def test_under_random_labels_every_network_has_chance_accuracy(run_small) -> None:
     result = run_small(
-        "random_labels", "--model", "mlp", seeds=2, rows=200, epochs=60, tune_epochs=5
+        "random_labels", "--model", "mlp", seeds=2, memorised=200, epochs=60, tune_epochs=5
     )
     assert result["test_rows"] >= 300
     assert result["outside"] == 0
