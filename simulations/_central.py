@@ -38,11 +38,18 @@ class Views:
     """
 
     def __init__(
-        self, rows: data.Rows, count: int | None, views: int, seed: int, mixed: float = 0.0
+        self,
+        rows: data.Rows,
+        count: int | None,
+        views: int,
+        seed: int,
+        mixed: float = 0.0,
+        cycle: int = 0,
     ) -> None:
         """Take the first `count` rows, or all; mix a share of the views, 0 to 1, with others.
 
-        The image itself keeps a half to the whole of a mixture, uniformly drawn.
+        The image itself keeps a half to the whole of a mixture, uniformly drawn. Every `cycle`
+        has views of its own.
         """
         count = len(rows) if count is None else min(count, len(rows))
         stored = torch.from_numpy(np.ascontiguousarray(rows.stored[:count]))
@@ -51,7 +58,7 @@ class Views:
         self._windows = padded.unfold(2, self._height, 1).unfold(3, self._width, 1)
         self._labels = rows.targets(slice(0, count))
         self._scaling = rows.scaling
-        drawn = np.random.default_rng((seed, count, views))
+        drawn = np.random.default_rng((seed, count, views, cycle))
         self._shifts = torch.from_numpy(drawn.integers(0, 2 * MARGIN + 1, (2, views, count)))
         self._mirrored = torch.from_numpy(drawn.random((views, count)) < 0.5)
         self._first = torch.from_numpy(drawn.integers(0, views, count))

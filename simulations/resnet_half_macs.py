@@ -13,8 +13,9 @@ best public tool reports 93.77 % for a ResNet-56 on CIFAR-10 at 2.13 times fewer
 
 What is reported is the average of the weights after the last epoch, never the best epoch, with
 batch norm statistics of its own: of plain training images, or, with `--statistics views`, of the
-views that it was trained on, mixtures among them. The state is kept after every epoch, in files
-without code; the same command goes on from there.
+views that it was trained on, mixtures among them. `--restart` adds a second cycle (a warm restart,
+Loshchilov & Hutter 2017) from that average, at half of the learning rate and with new views. The
+state is kept after every epoch, in files without code; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date
 from importlib import metadata
 from itertools import islice
@@ -56,7 +57,10 @@ class Study:
         self.work: Path = options.work
         self.work.mkdir(parents=True, exist_ok=True)
         rows = data.load("cifar10", options.root, seed=options.seed)
-        self.train = Views(rows.train, options.images, options.views, options.seed, options.mixed)
+        self.cycles = [
+            Views(rows.train, options.images, options.views, options.seed, options.mixed, cycle)
+            for cycle in range(2 if options.restart else 1)
+        ]
         self.test = rows.test
         self.scored = rows.train
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,11 +76,10 @@ class Study:
         """Do what is not done yet; give the result."""
         if "dense" not in self.told:
             self.told["dense"] = self.accuracy(self.dense)
-        self._ask_teacher()
         while len(self.told["steps"]) < self.options.steps:
             self._prune(len(self.told["steps"]) + 1)
-        while len(self.told["epochs"]) < self.options.epochs:
-            self._train_epochs()
+        self._train_epochs(0, self.options.epochs)
+        self._train_epochs(1, self.options.restart)
         if "final" not in self.told:
             self._finish()
         return result(self)
@@ -92,9 +95,7 @@ class Study:
         small = pruning.shrink(self.dense.cpu(), self.layout, self.mask()).to(self.device)
         self.dense.to(self.device)
         if (self.work / "state.safetensors").exists():
-            state = load_file(self.work / "state.safetensors", device=str(self.device))
-            own = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
-            small.load_state_dict(own)
+            small.load_state_dict(part(self._state(), "model."))
         return small.requires_grad_(True)
 
     def accuracy(self, model: nn.Module) -> float:
@@ -107,22 +108,25 @@ class Study:
         own = models.load(network, weights=weights, num_classes=10, seed=self.options.seed)
         return own.to(self.device)
 
-    def _ask_teacher(self) -> None:
-        """Have every view of every image judged by the teacher, once for all."""
-        options = self.options
+    def _judged(self, cycle: int) -> Views:
+        """The views of a cycle, every one of every image judged by the teacher, once for all."""
+        options, views = self.options, self.cycles[cycle]
+        if views.logits:
+            return views
         teacher = self._load(
             options.teacher or options.network, options.teacher_weights or options.weights
         )
         told = self._training(teacher)
-        for view in range(self.train.count):
-            path = self.work / f"teacher-{view}.safetensors"
+        for view in range(views.count):
+            path = self.work / f"teacher-{cycle * views.count + view}.safetensors"
             if not path.exists():
-                logits = self.train.ask(told.average, view, told.precision, options.threads)
+                logits = views.ask(told.average, view, told.precision, options.threads)
                 save_file({"logits": logits.contiguous()}, path.with_suffix(".new"))
                 os.replace(path.with_suffix(".new"), path)
-                print(f"teacher: view {view + 1} of {self.train.count}", flush=True)
-            self.train.logits.append(load_file(path)["logits"])
+                print(f"teacher: view {view + 1} of {views.count}", flush=True)
+            views.logits.append(load_file(path)["logits"])
         told.close()
+        return views
 
     def _prune(self, step: int) -> None:
         """Take one step towards the wanted multiply-accumulates and train a little."""
@@ -156,26 +160,32 @@ class Study:
     def _some_batches(self, step: int, random: np.random.Generator) -> Iterator[Batch]:
         left = self.options.minibatches
         while left > 0:
-            for batch in self.train.batches(self.recipe.batch_size, step, random):
+            for batch in self._judged(0).batches(self.recipe.batch_size, step, random):
                 yield batch
                 left -= 1
                 if left <= 0:
                     return
 
-    def _train_epochs(self) -> None:
-        """Train from the last epoch that is kept to the end."""
-        options = self.options
-        training = self._training(self.network())
-        state = load_file(self.work / "state.safetensors", device=str(self.device))
-        if any(name.startswith("momentum.") for name in state):
+    def _train_epochs(self, cycle: int, epochs: int) -> None:
+        """Train from the last epoch that is kept to the end of a cycle of so many."""
+        first = cycle * self.options.epochs
+        if len(self.told["epochs"]) >= first + epochs:
+            return
+        state, model = self._state(), self.network()
+        starts = len(self.told["epochs"]) == first
+        if starts and cycle:
+            model.load_state_dict(part(state, "average."))
+        training = self._training(model, 0.5**cycle)
+        if not starts:
             training.load(state)
-        each = len(self.train) // self.recipe.batch_size
-        for epoch in range(len(self.told["epochs"]), options.epochs):
+        views = self._judged(cycle)
+        each = len(views) // self.recipe.batch_size
+        for epoch in range(len(self.told["epochs"]), first + epochs):
             begun, loss = time.perf_counter(), 0.0
-            random = np.random.default_rng((options.seed, 1_000 + epoch))
-            batches = self.train.batches(self.recipe.batch_size, epoch, random)
+            random = np.random.default_rng((self.options.seed, 1_000 + epoch))
+            batches = views.batches(self.recipe.batch_size, epoch, random)
             for done, batch in enumerate(batches):
-                loss += training.step(batch, (epoch * each + done) / (options.epochs * each))
+                loss += training.step(batch, ((epoch - first) * each + done) / (epochs * each))
             seconds = time.perf_counter() - begun
             averaged = self._recalibrated(training.average, random, mixed=self._mixed)
             self.told["epochs"].append(
@@ -198,25 +208,26 @@ class Study:
         self, model: nn.Module, random: np.random.Generator, *, mixed: bool
     ) -> nn.Module:
         """A copy with batch norm statistics from some training images."""
-        batches = self.train.first_views(RECALIBRATED_BATCH, random, mixed=mixed)
+        batches = self.cycles[0].first_views(RECALIBRATED_BATCH, random, mixed=mixed)
         return recalibrate(model, islice(batches, RECALIBRATED))
 
     def _finish(self) -> None:
         """Give the average statistics of its own and keep it as the network that was sought."""
-        state = load_file(self.work / "state.safetensors", device=str(self.device))
-        model = self.network()
-        own = {k.removeprefix("average."): v for k, v in state.items() if k.startswith("average.")}
-        model.load_state_dict(own or model.state_dict())
+        state, model = self._state(), self.network()
+        model.load_state_dict(part(state, "average.") or model.state_dict())
         random = np.random.default_rng((self.options.seed, 500))
-        batches = self.train.first_views(RECALIBRATED_BATCH, random, mixed=self._mixed)
+        batches = self.cycles[0].first_views(RECALIBRATED_BATCH, random, mixed=self._mixed)
         found = recalibrate(model.eval(), batches)
         self.told["final"] = self.accuracy(found)
         self._keep(state | {f"final.{k}": v for k, v in found.state_dict().items()})
 
-    def _training(self, model: nn.Module) -> Training:
+    def _state(self) -> dict[str, Tensor]:
+        return load_file(self.work / "state.safetensors", device=str(self.device))
+
+    def _training(self, model: nn.Module, slower: float = 1.0) -> Training:
         return Training(
             model,
-            self.recipe,
+            replace(self.recipe, rate=slower * self.recipe.rate),
             threads=self.options.threads,
             bfloat16=self.options.bfloat16,
         )
@@ -245,6 +256,11 @@ class Study:
         os.replace(self.work / "told.new", self.work / "told.json")
 
 
+def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with this, named by the rest."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
 class Part:
     """Rows as a source of batches."""
 
@@ -271,6 +287,7 @@ def result(study: Study) -> dict[str, Any]:
         "question": (__doc__ or "").splitlines()[0],
         "command": f"python simulations/resnet_half_macs.py --root DATA --network "
         f"{options.network} --weights {Path(options.weights).name} --epochs {options.epochs} "
+        f"--restart {options.restart} "
         f"--keep-macs {options.keep_macs} --criterion {options.criterion} --fill {options.fill} "
         f"--rate {options.rate} --weight-decay {options.weight_decay} --views {options.views} "
         f"--distill {options.distill} --mixed {options.mixed} --statistics {options.statistics} "
@@ -342,6 +359,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of pruning")
     parser.add_argument("--minibatches", type=int, default=100, help="of training after each step")
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--restart", type=int, default=0, help="epochs of a second cycle")
     parser.add_argument("--rate", type=float, default=0.02, help="largest learning rate")
     parser.add_argument("--weight-decay", type=float, default=2e-4)
     parser.add_argument("--distill", type=float, default=0.7, help="weight of the teacher")
@@ -361,6 +379,8 @@ def main() -> None:
     options = parser.parse_args()
     if (options.teacher is None) != (options.teacher_weights is None):
         parser.error("--teacher and --teacher-weights are given both or not at all")
+    if options.restart and options.epochs < 1:
+        parser.error("--restart goes on from an average, but --epochs 0 makes none")
     if not 0 <= options.mixed <= 1:
         parser.error(f"--mixed is {options.mixed}, but a share is 0 to 1")
     found = Study(options).run()

@@ -67,6 +67,17 @@ def test_mixtures_are_of_two_images_and_of_their_labels(share: float) -> None:
 
 
 @pytest.mark.usefixtures("script")
+def test_every_cycle_has_views_of_its_own() -> None:
+    rows = data.load("cifar10").train
+    made = importlib.import_module("_central").Views
+    places, turn = torch.arange(300), torch.zeros(300, dtype=torch.int64)
+    first, again, second = (made(rows, 300, 2, 1, 0.5, cycle) for cycle in (0, 0, 1))
+    assert torch.equal(first.inputs(places, turn), again.inputs(places, turn))
+    differ = (first.inputs(places, turn) != second.inputs(places, turn)).flatten(1).any(1)
+    assert differ.double().mean() > 0.9
+
+
+@pytest.mark.usefixtures("script")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_teacher_is_asked_in_order_however_many_threads_ask(threads: int) -> None:
     rows = data.load("cifar10").train
@@ -81,8 +92,7 @@ def options(root: Path, work: Path) -> argparse.Namespace:
     return argparse.Namespace(
         root=str(root), network="resnet20", weights=str(root / "weights/resnet20-12fca82f.th"),
         keep_macs=0.5, criterion="taylor", fill="value", steps=2,
-        minibatches=1, epochs=2, rate=0.05,
-        weight_decay=5e-4,
+        minibatches=1, epochs=2, restart=2, rate=0.05, weight_decay=5e-4,
         distill=0.5, teacher=None, teacher_weights=None, views=2, mixed=0.5,
         statistics="plain", bfloat16=False, threads=2, seed=1,
         images=256, work=work, out=None,
@@ -93,7 +103,7 @@ class StoppedError(Exception):
     """Stands for a crash."""
 
 
-@pytest.mark.parametrize("kept", [1, 3])
+@pytest.mark.parametrize("kept", [1, 3, 4, 5])
 def test_a_study_that_was_stopped_ends_as_one_that_was_not(
     script: ModuleType,
     data_root: Path,
@@ -120,6 +130,36 @@ def test_a_study_that_was_stopped_ends_as_one_that_was_not(
     for name, tensor in load_file(tmp_path / "whole" / "state.safetensors").items():
         other = load_file(tmp_path / "stopped" / "state.safetensors")[name]
         assert torch.equal(tensor, other), name
+
+
+def test_a_second_cycle_starts_from_the_average_at_half_of_the_rate(
+    script: ModuleType, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = options(data_root, tmp_path)
+    begun: list[tuple[float, dict[str, torch.Tensor]]] = []
+    made = script.Training
+
+    def noted(model: torch.nn.Module, recipe: Any, **rest: Any) -> Any:
+        begun.append((recipe.rate, {k: t.clone() for k, t in model.state_dict().items()}))
+        return made(model, recipe, **rest)
+
+    monkeypatch.setattr(script, "Training", noted)
+    study = script.Study(asked)
+    keep, averages = study._keep, []
+
+    def keeping(state: Any) -> None:
+        averages.append({k: t.clone() for k, t in script.part(state, "average.").items()})
+        keep(state)
+
+    monkeypatch.setattr(study, "_keep", keeping)
+    found = study.run()
+    assert len(found["epochs"]) == 4
+    rates = [rate for rate, _ in begun]
+    assert rates.count(0.025) == 1
+    cycle = begun[rates.index(0.025)][1]
+    after_first = averages[3]  # after two steps and two epochs
+    for name, tensor in after_first.items():
+        assert torch.equal(tensor, cycle[name]), name
 
 
 def test_statistics_of_the_views_are_reported_where_asked_and_training_is_the_same(
