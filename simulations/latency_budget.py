@@ -6,7 +6,8 @@ measured (`pruning.LatencyTable`; the idea of a platform's lookup table is that 
 et al. 2018), masks are selected once to a share of the operations and once to the same share of
 the predicted time, both with the largest sum of scores, and the shrunk networks are timed beside
 the dense one, pass by pass in turns: the median share of the dense time, with a distribution-free
-95 % interval.
+95 % interval. A share of the time below what the narrowest network still costs
+cannot be had by removing channels: it is reported with its reason, not measured.
 
     python simulations/latency_budget.py --out simulations/results/latency_budget.json
     python simulations/latency_budget.py --small --out /tmp/latency.json   # ResNet-20 alone
@@ -15,6 +16,7 @@ the dense one, pass by pass in turns: the median share of the dense time, with a
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,10 @@ import _study as study
 import torch
 from _arguments import at_least, fraction
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from fedprune import hardware, models, pruning
-from fedprune.errors import FedpruneError
+from fedprune.errors import FedpruneError, PruningError
 
 SIDES = {"resnet20": 32, "resnet56": 32}  # others are torchvision's, at --side pixels
 BUDGETS = ("keep_macs", "keep_latency")
@@ -42,18 +45,15 @@ def measure(name: str, batch_size: int, arguments: argparse.Namespace) -> dict[s
     )
     scores = pruning.score(model, layout, [], criterion="magnitude_l2")
     whole = table.predict(layout, torch.ones(len(layout), dtype=torch.bool))
-    masks = {
-        (budget, keep): pruning.select(
-            scores,
-            layout,
-            keep_macs=keep if budget == "keep_macs" else None,
-            keep_latency=keep if budget == "keep_latency" else None,
-            latency=table if budget == "keep_latency" else None,
-            fill="value",
-        )
-        for budget in BUDGETS
-        for keep in arguments.keeps
-    }
+    masks: dict[tuple[str, float], Tensor] = {}
+    unmet: list[dict[str, Any]] = []
+    for budget, keep in itertools.product(BUDGETS, arguments.keeps):
+        timed = budget == "keep_latency"
+        asked = {"keep_latency": keep, "latency": table} if timed else {"keep_macs": keep}
+        try:
+            masks[budget, keep] = pruning.select(scores, layout, fill="value", **asked)
+        except PruningError as error:
+            unmet.append({"budget": budget, "asked": keep, "reason": str(error)})
     networks = {"dense": model} | {
         f"{budget} {keep:g}": pruning.shrink(model, layout, mask)
         for (budget, keep), mask in masks.items()
@@ -81,7 +81,7 @@ def measure(name: str, batch_size: int, arguments: argparse.Namespace) -> dict[s
                 "kept_score": float(scores[mask].sum() / scores.sum()),
             }
         )
-    return {"model": name, "batch_size": batch_size, "side": side, "shares": rows}
+    return {"model": name, "batch_size": batch_size, "side": side, "shares": rows, "unmet": unmet}
 
 
 def report(found: list[dict[str, Any]]) -> str:
@@ -89,6 +89,7 @@ def report(found: list[dict[str, Any]]) -> str:
     lines = []
     for one in found:
         lines += [f"{one['model']}, batch {one['batch_size']}:", *map(_line, one["shares"])]
+        lines += [f"  out of reach: {row['reason']}" for row in one["unmet"]]
     return "\n".join(lines)
 
 

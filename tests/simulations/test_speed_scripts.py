@@ -128,6 +128,23 @@ def test_budgets_of_time_and_of_operations_are_kept(
         assert 0 < row["kept_score"] < 1
     said = capsys.readouterr().out
     assert all(f"predicted {row['predicted']:.3f}" in said for row in by_budget.values())
+    assert result["networks"][0]["unmet"] == []
+
+
+def test_a_share_that_no_mask_can_have_is_reported_beside_those_that_can(
+    run: Callable[..., tuple[dict[str, Any], int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--models", "resnet20", "--batch-sizes", "2", "--keeps", "0.9", "0.0001")
+    result, _ = run("latency_budget", *options, "--repeats", "6")
+    found = result["networks"][0]
+    assert {(row["budget"], row["asked"]) for row in found["shares"]} == {
+        ("keep_macs", 0.9), ("keep_latency", 0.9),
+    }  # fmt: skip
+    assert {row["budget"]: row["asked"] for row in found["unmet"]} == {
+        "keep_macs": 0.0001, "keep_latency": 0.0001,
+    }  # fmt: skip
+    said = capsys.readouterr().out
+    assert all(f"out of reach: {row['reason']}" in said for row in found["unmet"])
 
 
 WRONG = {
