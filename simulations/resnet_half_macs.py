@@ -14,8 +14,9 @@ best public tool reports 93.77 % for a ResNet-56 on CIFAR-10 at 2.13 times fewer
 What is reported is the average of the weights after the last epoch, never the best epoch, with
 batch norm statistics of its own: of plain training images, or, with `--statistics views`, of the
 views that it was trained on, mixtures among them. `--restart` adds a second cycle (a warm restart,
-Loshchilov & Hutter 2017) from that average, at half of the learning rate and with new views. The
-state is kept after every epoch, in files without code; the same command goes on from there.
+Loshchilov & Hutter 2017) from that average, at half of the learning rate and with new views; what
+is reported then is the mean of the two cycles' averages (Izmailov et al. 2018), and each beside it.
+The state is kept after every epoch, in files without code; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -174,7 +175,9 @@ class Study:
         state, model = self._state(), self.network()
         starts = len(self.told["epochs"]) == first
         if starts and cycle:
-            model.load_state_dict(part(state, "average."))
+            state = {f"ended.{name}": t for name, t in part(state, "average.").items()}
+            model.load_state_dict(part(state, "ended."))
+        ended = {name: t for name, t in state.items() if name.startswith("ended.")}
         training = self._training(model, 0.5**cycle)
         if not starts:
             training.load(state)
@@ -197,7 +200,7 @@ class Study:
                 }
             )
             print(f"epoch {epoch + 1}: {self.told['epochs'][-1]}", flush=True)
-            self._keep(training.state())
+            self._keep(training.state() | ended)
         training.close()
 
     @property
@@ -212,14 +215,25 @@ class Study:
         return recalibrate(model, islice(batches, RECALIBRATED))
 
     def _finish(self) -> None:
-        """Give the average statistics of its own and keep it as the network that was sought."""
+        """Find the network that was sought: the average, or the mean of those of two cycles."""
         state, model = self._state(), self.network()
-        model.load_state_dict(part(state, "average.") or model.state_dict())
-        random = np.random.default_rng((self.options.seed, 500))
-        batches = self.cycles[0].first_views(RECALIBRATED_BATCH, random, mixed=self._mixed)
-        found = recalibrate(model.eval(), batches)
+        ends = [end for name in ("ended.", "average.") if (end := part(state, name))]
+        cycles = [self._settled(model, end) for end in ends or [model.state_dict()]]
+        self.told["cycles"] = [self.accuracy(one) for one in cycles]
+        found = cycles[0]
+        if len(ends) == 2:
+            first, second = ends
+            mean = {name: (tensor + second[name]) / 2 for name, tensor in first.items()}
+            found = self._settled(model, mean)
         self.told["final"] = self.accuracy(found)
         self._keep(state | {f"final.{k}": v for k, v in found.state_dict().items()})
+
+    def _settled(self, model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+        """A network with these weights and batch norm statistics of its own."""
+        model.load_state_dict(weights)
+        random = np.random.default_rng((self.options.seed, 500))
+        batches = self.cycles[0].first_views(RECALIBRATED_BATCH, random, mixed=self._mixed)
+        return recalibrate(model.eval(), batches)
 
     def _state(self) -> dict[str, Tensor]:
         return load_file(self.work / "state.safetensors", device=str(self.device))
@@ -314,7 +328,11 @@ def result(study: Study) -> dict[str, Any]:
             "times_fewer": round(whole / layout.macs(mask), 3),
         },
         "params": {"dense": layout.total_params, "pruned": layout.params(mask)},
-        "accuracy": {"dense": told["dense"], "pruned": told["final"]},
+        "accuracy": {
+            "dense": told["dense"],
+            "pruned": told["final"],
+            "each_cycle": told.get("cycles", [told["final"]]),
+        },
         "steps": told["steps"],
         "epochs": told["epochs"],
     }
