@@ -13,9 +13,10 @@ best public tool reports 93.77 % for a ResNet-56 on CIFAR-10 at 2.13 times fewer
 
 What is reported is the average of the weights after the last epoch, never the best epoch, with
 batch norm statistics of its own: of plain training images, or, with `--statistics views`, of the
-views that it was trained on, mixtures among them. `--restart` adds a second cycle (a warm restart,
-Loshchilov & Hutter 2017) from that average, at half of the learning rate and with new views; what
-is reported then is the mean of the two cycles' averages (Izmailov et al. 2018), and each beside it.
+views that it was trained on, mixtures among them. `--restart` adds cycles (warm restarts,
+Loshchilov & Hutter 2017), each from the last one's average, at half of the learning rate and with
+new views; what is reported then is the mean of all cycles' averages (Izmailov et al. 2018), and
+each beside it.
 The state is kept after every epoch, in files without code; the same command goes on from there.
 """
 
@@ -60,7 +61,7 @@ class Study:
         rows = data.load("cifar10", options.root, seed=options.seed)
         self.cycles = [
             Views(rows.train, options.images, options.views, options.seed, options.mixed, cycle)
-            for cycle in range(2 if options.restart else 1)
+            for cycle in range(1 + len(options.restart))
         ]
         self.test = rows.test
         self.scored = rows.train
@@ -79,8 +80,8 @@ class Study:
             self.told["dense"] = self.accuracy(self.dense)
         while len(self.told["steps"]) < self.options.steps:
             self._prune(len(self.told["steps"]) + 1)
-        self._train_epochs(0, self.options.epochs)
-        self._train_epochs(1, self.options.restart)
+        for cycle in range(len(self.cycles)):
+            self._train_epochs(cycle)
         if "final" not in self.told:
             self._finish()
         return result(self)
@@ -167,18 +168,20 @@ class Study:
                 if left <= 0:
                     return
 
-    def _train_epochs(self, cycle: int, epochs: int) -> None:
-        """Train from the last epoch that is kept to the end of a cycle of so many."""
-        first = cycle * self.options.epochs
+    def _train_epochs(self, cycle: int) -> None:
+        """Train from the last epoch that is kept to the end of a cycle."""
+        lengths = [self.options.epochs, *self.options.restart]
+        first, epochs = sum(lengths[:cycle]), lengths[cycle]
         if len(self.told["epochs"]) >= first + epochs:
             return
         state, model = self._state(), self.network()
         starts = len(self.told["epochs"]) == first
+        ended = {name: t for name, t in state.items() if name.startswith("ended-")}
         if starts and cycle:
-            state = {f"ended.{name}": t for name, t in part(state, "average.").items()}
-            model.load_state_dict(part(state, "ended."))
-        ended = {name: t for name, t in state.items() if name.startswith("ended.")}
-        training = self._training(model, 0.5**cycle)
+            last = part(state, "average.")
+            model.load_state_dict(last)
+            ended |= {f"ended-{cycle}.{name}": tensor for name, tensor in last.items()}
+        training = self._training(model, 0.5 if cycle else 1.0)
         if not starts:
             training.load(state)
         views = self._judged(cycle)
@@ -215,15 +218,15 @@ class Study:
         return recalibrate(model, islice(batches, RECALIBRATED))
 
     def _finish(self) -> None:
-        """Find the network that was sought: the average, or the mean of those of two cycles."""
+        """Find the network that was sought: the average, or the mean of those of all cycles."""
         state, model = self._state(), self.network()
-        ends = [end for name in ("ended.", "average.") if (end := part(state, name))]
+        names = [f"ended-{cycle}." for cycle in range(1, len(self.cycles))]
+        ends = [end for name in (*names, "average.") if (end := part(state, name))]
         cycles = [self._settled(model, end) for end in ends or [model.state_dict()]]
         self.told["cycles"] = [self.accuracy(one) for one in cycles]
         found = cycles[0]
-        if len(ends) == 2:
-            first, second = ends
-            mean = {name: (tensor + second[name]) / 2 for name, tensor in first.items()}
+        if len(ends) > 1:
+            mean = {name: sum(end[name] for end in ends) / len(ends) for name in ends[0]}
             found = self._settled(model, mean)
         self.told["final"] = self.accuracy(found)
         self._keep(state | {f"final.{k}": v for k, v in found.state_dict().items()})
@@ -301,12 +304,12 @@ def result(study: Study) -> dict[str, Any]:
         "question": (__doc__ or "").splitlines()[0],
         "command": f"python simulations/resnet_half_macs.py --root DATA --network "
         f"{options.network} --weights {Path(options.weights).name} --epochs {options.epochs} "
-        f"--restart {options.restart} "
         f"--keep-macs {options.keep_macs} --criterion {options.criterion} --fill {options.fill} "
         f"--rate {options.rate} --weight-decay {options.weight_decay} --views {options.views} "
         f"--distill {options.distill} --mixed {options.mixed} --statistics {options.statistics} "
         f"--seed {options.seed}"
-        f"{named_teacher(options)}{' --bfloat16' if options.bfloat16 else ''}",
+        f"{named_teacher(options)}{' --bfloat16' if options.bfloat16 else ''}"
+        f"{' --restart ' if options.restart else ''}{' '.join(map(str, options.restart))}",
         "date": date.today().isoformat(),
         "seed": options.seed,
         "config": told["asked"]
@@ -355,11 +358,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
     axes.plot(epochs, [one["accuracy"] for one in found["epochs"]], lw=1, label="weights")
     averaged = [one["averaged"] for one in found["epochs"]]
     axes.plot(epochs, averaged, lw=2, label="average of the weights")
+    axes.plot(len(epochs), found["accuracy"]["pruned"], "*", ms=12, color="tab:red", label="result")
     axes.axhline(found["accuracy"]["dense"], color="black", ls=":", label="dense")
     axes.set(
         xlabel="epoch (steps of pruning before 1)",
         ylabel="test accuracy",
-        title=f"{found['macs']['times_fewer']:.2f} times fewer multiply-accumulates",
+        title=f"{found['macs']['times_fewer']} times fewer multiply-accumulates",
     )
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=150)
@@ -377,7 +381,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of pruning")
     parser.add_argument("--minibatches", type=int, default=100, help="of training after each step")
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--restart", type=int, default=0, help="epochs of a second cycle")
+    parser.add_argument(
+        "--restart", type=int, nargs="*", default=[], help="epochs of every cycle after the first"
+    )
     parser.add_argument("--rate", type=float, default=0.02, help="largest learning rate")
     parser.add_argument("--weight-decay", type=float, default=2e-4)
     parser.add_argument("--distill", type=float, default=0.7, help="weight of the teacher")
@@ -399,6 +405,8 @@ def main() -> None:
         parser.error("--teacher and --teacher-weights are given both or not at all")
     if options.restart and options.epochs < 1:
         parser.error("--restart goes on from an average, but --epochs 0 makes none")
+    if min(options.restart, default=1) < 1:
+        parser.error(f"--restart is {options.restart}, but a cycle has at least one epoch")
     if not 0 <= options.mixed <= 1:
         parser.error(f"--mixed is {options.mixed}, but a share is 0 to 1")
     found = Study(options).run()
