@@ -6,8 +6,8 @@ measured (`pruning.LatencyTable`; the idea of a platform's lookup table is that 
 et al. 2018), masks are selected once to a share of the operations and once to the same share of
 the predicted time, both with the largest sum of scores, and the shrunk networks are timed beside
 the dense one, pass by pass in turns: the median share of the dense time, with a distribution-free
-95 % interval. A share of the time below what the narrowest network still costs
-cannot be had by removing channels: it is reported with its reason, not measured.
+95 % interval. A share of the time below what the narrowest network still costs cannot be had by
+removing channels: it is reported with its reason, not measured.
 
     python simulations/latency_budget.py --out simulations/results/latency_budget.json
     python simulations/latency_budget.py --small --out /tmp/latency.json   # ResNet-20 alone

@@ -16,8 +16,8 @@ batch norm statistics of its own: of plain training images, or, with `--statisti
 views that it was trained on, mixtures among them. `--restart` adds cycles (warm restarts,
 Loshchilov & Hutter 2017), each from the last one's average, at half of the learning rate and with
 new views; what is reported then is the mean of all cycles' averages (Izmailov et al. 2018), and
-each beside it.
-The state is kept after every epoch, in files without code; the same command goes on from there.
+each beside it. The state is kept after every epoch, in files without code; the same command goes
+on from there.
 """
 
 from __future__ import annotations
