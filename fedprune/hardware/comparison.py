@@ -45,6 +45,7 @@ def compare(
     repeats: int = 50,
     warmup: int = 5,
     threads: int = 1,
+    keep_memory: bool = True,
 ) -> dict[str, Speed]:
     """Time several networks in turns, pass by pass, and compare each turn's times.
 
@@ -56,6 +57,8 @@ def compare(
         repeats: Timed passes of each network, at least 6: fewer give no interval.
         warmup: Passes of each network before the first that is timed.
         threads: Processor threads that torch may use.
+        keep_memory: Keep freed memory in the process meanwhile; otherwise a pass with large tensors
+            may have to pay for fresh pages, depending on what the process freed before.
 
     Raises:
         ConfigError: if a count is out of range, there is no model, or the baseline is none of them.
@@ -74,7 +77,9 @@ def compare(
     batch = batch_of(example_input, batch_size)
     works = {name: partial(run, name, model, batch) for name, model in models.items()}
     with evaluating(models.values()):
-        times = time_in_turns(works, repeats=repeats, warmup=warmup, threads=threads)
+        times = time_in_turns(
+            works, repeats=repeats, warmup=warmup, threads=threads, keep_memory=keep_memory
+        )
     found = {}
     for name, mine in times.items():
         ratios = times[first] / mine

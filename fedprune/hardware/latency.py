@@ -33,6 +33,7 @@ def latency(
     repeats: int = 50,
     warmup: int = 5,
     threads: int = 1,
+    keep_memory: bool = True,
 ) -> dict[str, Latency]:
     """Time the forward passes of several networks in turns, leaving them as they are.
 
@@ -45,6 +46,8 @@ def latency(
         repeats: timed passes of each network.
         warmup: passes of each network before the first that is timed.
         threads: processor threads that torch may use.
+        keep_memory: keep freed memory in the process meanwhile; otherwise a pass with large tensors
+            may have to pay for fresh pages, depending on what the process freed before.
 
     Raises:
         ConfigError: if a count is out of range.
@@ -60,7 +63,9 @@ def latency(
     batch = batch_of(example_input, batch_size)
     works = {name: partial(run, name, model, batch) for name, model in models.items()}
     with evaluating(models.values()):
-        times = time_in_turns(works, repeats=repeats, warmup=warmup, threads=threads)
+        times = time_in_turns(
+            works, repeats=repeats, warmup=warmup, threads=threads, keep_memory=keep_memory
+        )
     return {name: summary(mine, batch_size, threads) for name, mine in times.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from numbers import Integral
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from fedprune.allocator import freed_memory_kept
 from fedprune.errors import ConfigError
 from fedprune.hardware._modes import threads_set_to
 
@@ -43,6 +45,7 @@ def time_in_turns(
     threads: int,
     least_ms: float = 0.0,
     shuffled: bool = False,
+    keep_memory: bool = True,
 ) -> dict[str, Times]:
     """Milliseconds that each work takes, once a turn, without gradients.
 
@@ -55,13 +58,17 @@ def time_in_turns(
             the call do not show; the mean of the repetitions counts.
         shuffled: Draw another order for every turn: among many short works a machine that is busy
             from time to time would otherwise slow the same one in turn after turn.
+        keep_memory: Keep freed memory in the process meanwhile. Otherwise large blocks may go back
+            to the system at every call and come anew with the next; whether they do depends on what
+            the process freed before (`fedprune.allocator`).
 
     Returns:
         For each name [repeats] milliseconds, in the order of the turns.
     """
     check_counts("a measurement of time", repeats=repeats, warmup=warmup, threads=threads)
     found: dict[str, list[float]] = {name: [] for name in works}
-    with torch.inference_mode(), threads_set_to(threads):
+    memory = freed_memory_kept() if keep_memory else nullcontext()
+    with memory, torch.inference_mode(), threads_set_to(threads):
         calls = {name: _calls(work, least_ms) for name, work in works.items()}
         order, names = np.random.default_rng(0), list(works)
         for turn in range(warmup + repeats):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedprune.allocator import keep_freed_memory
 from fedprune.data.rows import Rows, Scaling
 from fedprune.errors import FedpruneError
 from fedprune.federated.trainers import Trainers, margins
@@ -25,6 +26,7 @@ from fedprune.runs import Architecture
 def preload() -> None:
     """Set up what all workers have in common; the imports of this module are most of it."""
     torch.set_num_threads(1)  # one thread a client, everywhere
+    keep_freed_memory()  # every step of training needs the same blocks again
 
 
 def serve(channel: Channel) -> None:
