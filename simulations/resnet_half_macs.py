@@ -25,12 +25,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
-from datetime import date
-from importlib import metadata
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 from _central import Batch, Recipe, Training, Views, recalibrate
-from matplotlib.figure import Figure
+from _half_macs import draw, result
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -84,7 +81,9 @@ class Study:
             self._train_epochs(cycle)
         if "final" not in self.told:
             self._finish()
-        return result(self)
+        question = (__doc__ or "").splitlines()[0]
+        found = (self.options, self.told, self.layout, self.mask(), self.recipe, self.device)
+        return result(question, *found)
 
     def mask(self) -> Tensor:
         """Which units of the dense network are left so far."""
@@ -293,80 +292,6 @@ class Part:
         """Inputs and labels of neighbouring rows."""
         part = slice(start, min(stop, len(self._rows)))
         return self._rows.inputs(part), self._rows.targets(part)
-
-
-def result(study: Study) -> dict[str, Any]:
-    """Everything that there is to tell."""
-    options, told, layout = study.options, study.told, study.layout
-    mask, whole = study.mask(), layout.total_macs
-    named = ("torch", "torchvision", "numpy", "fedprune")
-    return {
-        "question": (__doc__ or "").splitlines()[0],
-        "command": f"python simulations/resnet_half_macs.py --root DATA --network "
-        f"{options.network} --weights {Path(options.weights).name} --epochs {options.epochs} "
-        f"--keep-macs {options.keep_macs} --criterion {options.criterion} --fill {options.fill} "
-        f"--rate {options.rate} --weight-decay {options.weight_decay} --views {options.views} "
-        f"--distill {options.distill} --mixed {options.mixed} --statistics {options.statistics} "
-        f"--seed {options.seed}"
-        f"{named_teacher(options)}{' --bfloat16' if options.bfloat16 else ''}"
-        f"{' --restart ' if options.restart else ''}{' '.join(map(str, options.restart))}",
-        "date": date.today().isoformat(),
-        "seed": options.seed,
-        "config": told["asked"]
-        | {
-            "weights": Path(options.weights).name,
-            "teacher_weights": Path(options.teacher_weights or options.weights).name,
-            "recipe": asdict(study.recipe),
-        },
-        "versions": {name: metadata.version(name) for name in named},
-        "machine": {
-            "device": str(study.device),
-            "cpu": platform.processor(),
-            "cores": os.cpu_count(),
-            "threads": options.threads,
-        },
-        "macs": {
-            "dense": whole,
-            "pruned": layout.macs(mask),
-            "times_fewer": round(whole / layout.macs(mask), 3),
-        },
-        "params": {"dense": layout.total_params, "pruned": layout.params(mask)},
-        "accuracy": {
-            "dense": told["dense"],
-            "pruned": told["final"],
-            "each_cycle": told.get("cycles", [told["final"]]),
-        },
-        "steps": told["steps"],
-        "epochs": told["epochs"],
-    }
-
-
-def named_teacher(options: argparse.Namespace) -> str:
-    """The part of the command that names a teacher of its own."""
-    if options.teacher is None:
-        return ""
-    return f" --teacher {options.teacher} --teacher-weights {Path(options.teacher_weights).name}"
-
-
-def draw(found: dict[str, Any], path: Path) -> None:
-    """Accuracy over the steps of pruning and the epochs of training."""
-    figure = Figure(figsize=(7.5, 4), layout="constrained")
-    axes = figure.subplots()
-    steps = [one["accuracy"] for one in found["steps"]]
-    axes.plot(range(-len(steps) + 1, 1), steps, "o-", color="tab:grey", label="pruning steps")
-    epochs = range(1, len(found["epochs"]) + 1)
-    axes.plot(epochs, [one["accuracy"] for one in found["epochs"]], lw=1, label="weights")
-    averaged = [one["averaged"] for one in found["epochs"]]
-    axes.plot(epochs, averaged, lw=2, label="average of the weights")
-    axes.plot(len(epochs), found["accuracy"]["pruned"], "*", ms=12, color="tab:red", label="result")
-    axes.axhline(found["accuracy"]["dense"], color="black", ls=":", label="dense")
-    axes.set(
-        xlabel="epoch (steps of pruning before 1)",
-        ylabel="test accuracy",
-        title=f"{found['macs']['times_fewer']} times fewer multiply-accumulates",
-    )
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=150)
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def script(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module, "SCORED", 100)
     monkeypatch.setattr(module, "RECALIBRATED_BATCH", 50)
     yield module
-    for name in ("resnet_half_macs", "_central"):
+    for name in ("resnet_half_macs", "_half_macs", "_central"):
         sys.modules.pop(name, None)
 
 
