@@ -88,7 +88,7 @@ def test_a_measurement_keeps_memory_unless_told_otherwise() -> None:
         [sys.executable, "-c", FRESH_PROCESS], capture_output=True, text=True, check=True
     )
     returned, kept = map(float, made.stdout.split())
-    assert kept < 100 < 1_000 < returned
+    assert kept < 5 < 50 < returned  # 150 MiB have 75 of the largest pages that there may be
 
 
 @pytest.mark.parametrize("keep", [True, False])
