@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fedprune.directions import step_along
 from fedprune.errors import RobustnessError
 from fedprune.randomness import SimulationRandomness
 from fedprune.robustness.arguments import check_inputs, check_whole
@@ -264,14 +265,18 @@ def jacobian_norms(
         dual = torch.zeros_like(outputs, requires_grad=True)
         if not outputs.requires_grad:
             return torch.zeros(len(points), dtype=points.dtype), directions
-        (pulled,) = torch.autograd.grad(outputs, inputs, dual, create_graph=True, allow_unused=True)
+        (pulled,) = torch.autograd.grad(
+            step_along(outputs, dual), inputs, create_graph=True, allow_unused=True
+        )
         if pulled is None or not pulled.requires_grad:
             return torch.zeros(len(points), dtype=points.dtype), directions
         vectors = _unit(directions)
         for _ in range(max(1, iterations)):
             pushed = _pushed(model, points, pulled, dual, vectors * factor)
             norms, last = pushed.flatten(1).norm(dim=1), vectors
-            (back,) = torch.autograd.grad(outputs, inputs, _unit(pushed), retain_graph=True)
+            (back,) = torch.autograd.grad(
+                step_along(outputs, _unit(pushed)), inputs, retain_graph=True
+            )
             vectors = _unit(back * factor)
     return norms.detach(), last.detach()
 
@@ -285,7 +290,7 @@ def _pushed(
     taken: the direction that it leads to is all that matters, since what is found is confirmed.
     """
     try:
-        return torch.autograd.grad(pulled, dual, moves, retain_graph=True)[0]
+        return torch.autograd.grad(step_along(pulled, moves), dual, retain_graph=True)[0]
     except RuntimeError as error:
         if "is not implemented" not in str(error):
             raise

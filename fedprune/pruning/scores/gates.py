@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedprune.directions import step_along
 from fedprune.errors import ModelError
 from fedprune.hardware.parallel import Spares
 from fedprune.pruning.scores.gate_hooks import FLOAT32_BYTES, attach_gates, find_overwritten
@@ -284,7 +285,8 @@ class _Pass:
             collected = torch.zeros(len(logits), num_units, device=logits.device)
             for gate in self._gates:
                 gate.collect_into(collected)
-            torch.autograd.backward(logits, direction.to(logits.dtype), retain_graph=left > 0)
+            step = step_along(logits, direction.to(logits.dtype))
+            step.backward(retain_graph=left > 0)  # type: ignore[no-untyped-call]
             try:
                 direction = steps.send(collected)
             except StopIteration as end:
