@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from torch import Tensor, nn
 
 from fedprune.errors import ConfigError
-from fedprune.hardware._modes import batch_of, evaluating, run
-from fedprune.hardware.latency import Latency, summary
-from fedprune.hardware.timing import FEWEST_REPEATS, check_counts, median_interval, time_in_turns
+from fedprune.hardware._modes import batch_of
+from fedprune.hardware.latency import Latency, pass_times, summary
+from fedprune.hardware.timing import FEWEST_REPEATS, check_counts, median_interval
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def compare(
     threads: int = 1,
     keep_memory: bool = True,
 ) -> dict[str, Speed]:
-    """Time several networks in turns, pass by pass, and compare each turn's times.
+    """Time several networks in turns as `latency` does, and compare each turn's times.
 
     Args:
         models: The networks by name; each runs in evaluation mode and is left as it is.
@@ -75,11 +74,9 @@ def compare(
     if first not in models:
         raise ConfigError(f"baseline must be one of {', '.join(models)}, got {first!r}")
     batch = batch_of(example_input, batch_size)
-    works = {name: partial(run, name, model, batch) for name, model in models.items()}
-    with evaluating(models.values()):
-        times = time_in_turns(
-            works, repeats=repeats, warmup=warmup, threads=threads, keep_memory=keep_memory
-        )
+    times = pass_times(
+        models, batch, repeats=repeats, warmup=warmup, threads=threads, keep_memory=keep_memory
+    )
     found = {}
     for name, mine in times.items():
         ratios = times[first] / mine

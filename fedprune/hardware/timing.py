@@ -45,6 +45,7 @@ def time_in_turns(
     threads: int,
     least_ms: float = 0.0,
     shuffled: bool = False,
+    settle: int = 0,
     keep_memory: bool = True,
 ) -> dict[str, Times]:
     """Milliseconds that each work takes, once a turn, without gradients.
@@ -58,6 +59,8 @@ def time_in_turns(
             the call do not show; the mean of the repetitions counts.
         shuffled: Draw another order for every turn: among many short works a machine that is busy
             from time to time would otherwise slow the same one in turn after turn.
+        settle: Untimed calls before a work's timed ones, in every turn: meanwhile the others have
+            filled the processor's caches with theirs.
         keep_memory: Keep freed memory in the process meanwhile. Otherwise large blocks may go back
             to the system at every call and come anew with the next; whether they do depends on what
             the process freed before (`fedprune.allocator`).
@@ -73,6 +76,8 @@ def time_in_turns(
         order, names = np.random.default_rng(0), list(works)
         for turn in range(warmup + repeats):
             for name in order.permutation(names).tolist() if shuffled else names:
+                for _ in range(settle):
+                    works[name]()
                 elapsed = _elapsed_ms(works[name], calls[name])
                 if turn >= warmup:
                     found[name].append(elapsed)

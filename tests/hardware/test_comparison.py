@@ -27,7 +27,7 @@ def test_networks_take_turns_and_the_baseline_is_as_fast_as_itself() -> None:
     log: list[str] = []
     pair = {name: Doubling(log, name).train() for name in ("dense", "small")}
     found = hardware.compare(pair, torch.ones(1, 3), batch_size=4, repeats=7, warmup=1)
-    assert log == ["dense4", "small4"] * 8
+    assert log == ["dense4", "dense4", "small4", "small4"] * 8  # the first of each is not timed
     one = found["dense"]
     assert (one.speedup, one.speedup_low, one.speedup_high) == (1.0, 1.0, 1.0)
     assert one.brings_nothing()
@@ -75,6 +75,19 @@ def test_every_work_has_one_time_a_turn_in_any_order(shuffled: bool) -> None:
     turns = [log[k : k + 3] for k in range(0, 21, 3)]
     assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
     assert shuffled or turns == [["a", "b", "c"]] * 7
+
+
+def test_what_comes_before_a_timed_call_is_not_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def work() -> None:
+        work.calls += 1  # type: ignore[attr-defined]
+        now[0] += 5.0 if work.calls % 3 else 0.001  # type: ignore[attr-defined]
+
+    work.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr("fedprune.hardware.timing.time.perf_counter", lambda: now[0])
+    times = time_in_turns({"work": work}, repeats=4, warmup=1, threads=1, settle=2)
+    assert times["work"] == pytest.approx(np.ones(4))
 
 
 def test_a_short_work_is_repeated_until_the_clock_can_tell() -> None:
