@@ -193,8 +193,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
             panel.errorbar(place + shift, one["speedup"], yerr=bars, fmt="o", color=colour, ms=4,
                            mfc=face, label="" if place else label)  # fmt: skip
         name = best.removeprefix("shrunk").strip().replace("_", "\n", 1)
-        panel.annotate(name, (place + 0.2, ways[best]["high"]), (0, 5), size=7, ha="center",
-                       textcoords="offset points", color="#d55e00")  # fmt: skip
+        panel.annotate(name, (place + 0.2, ways[best]["low"]), (0, -5), size=7, ha="center",
+                       va="top", textcoords="offset points", color="#d55e00")  # fmt: skip
     panel.axhline(1, color="black", lw=0.8)
     labels = [f"{row['model']}\nbatch {row['batch_size']}" for row in rows]
     panel.set_xticks(range(len(rows)), labels, size=8)
