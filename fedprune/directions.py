@@ -10,8 +10,8 @@ def step_along(outputs: Tensor, direction: Tensor) -> Tensor:
     """Go from some outputs along a direction: their scalar product.
 
     The gradient with respect to the outputs is the direction, to the bit. Handing the direction to
-    autograd gives the same, but has its shape checked symbolically, for which torch imports SymPy
-    first: a quarter of a second in every process.
+    autograd gives the same, but has its shape checked symbolically, for which torch imports all of
+    SymPy first, in every process.
 
     Args:
         outputs: [...], with a gradient; values that are not finite do no harm.

@@ -82,8 +82,9 @@ class Study:
         if "final" not in self.told:
             self._finish()
         question = (__doc__ or "").splitlines()[0]
-        found = (self.options, self.told, self.layout, self.mask(), self.recipe, self.device)
-        return result(question, *found)
+        return result(
+            question, self.options, self.told, self.layout, self.mask(), self.recipe, self.device
+        )
 
     def mask(self) -> Tensor:
         """Which units of the dense network are left so far."""
